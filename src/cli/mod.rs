@@ -1,0 +1,6 @@
+//! Command line: one file per sub-command.
+
+/// Runs the command line and returns the process's exit code.
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}

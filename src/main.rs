@@ -1,0 +1,5 @@
+//! The `landbridge` binary: arguments → config → run.
+
+fn main() -> std::process::ExitCode {
+    landbridge::cli::main()
+}
