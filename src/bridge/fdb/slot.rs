@@ -47,7 +47,7 @@ pub(super) struct Stamp(u32);
 const TICK_SHIFT: u32 = 26;
 
 impl Stamp {
-    pub(super) fn at(now: Instant) -> Self {
+    pub(super) const fn at(now: Instant) -> Self {
         Self((now.as_nanos() >> TICK_SHIFT) as u32)
     }
 

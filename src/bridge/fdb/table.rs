@@ -234,9 +234,102 @@ fn hand_over(old: &Slot, new: &Slot, copy: Packed, record: Record) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::Location, *};
+    use crate::{
+        bridge::fdb::slot::Stamp, time::Instant, topology::NetworkIndex, wire::ethernet::MacAddr,
+    };
+
+    const RECORD: Record =
+        Record { location: Location::Local, last_seen: Stamp::at(Instant::ZERO), moves: 0 };
+
+    /// One segment that may be filled to the brim, so that entries must be relocated.
+    fn crammed_table() -> Table {
+        Table { capacity: usize::MAX, ..Table::new(1, [1, 2]) }
+    }
+
+    fn key(number: u16) -> Key {
+        let [high, low] = number.to_be_bytes();
+        Key::new(NetworkIndex(0), MacAddr([2, 0, 0, 0, high, low])).unwrap()
+    }
+
+    fn occurrences(table: &Table, key: Key) -> usize {
+        let slots = (0..table.bucket_count()).flat_map(|place| table.bucket(place));
+        slots.filter(|slot| slot.get(key).is_some()).count()
+    }
+
+    #[test]
+    fn relocation_fills_most_of_the_table_and_loses_nothing() {
+        let table = crammed_table();
+        let mut writer = table.write();
+        let filled = (0..).take_while(|i| writer.insert(key(*i), RECORD).is_ok()).last().unwrap();
+        // In use the table is at most half full, but halfway through a doubling the
+        // buckets that are not yet split hold up to three quarters.
+        assert!(filled > 4_096 * 3 / 4, "only {filled} of 4096 slots filled");
+        assert_ne!(table.shape.load(Relaxed) as u32, 0, "nothing was relocated");
+        for number in 0..=filled {
+            assert!(table.find(key(number)).is_some(), "{number}");
+            assert_eq!(occurrences(&table, key(number)), 1, "{number}");
+        }
+    }
+
+    #[test]
+    fn a_reader_never_misses_a_key_that_is_being_relocated() {
+        const STABLE: u16 = 1_000;
+        let table = crammed_table();
+        for number in 0..STABLE {
+            table.write().insert(key(number), RECORD).unwrap();
+        }
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Relaxed) {
+                    for number in 0..STABLE {
+                        assert!(table.find(key(number)).is_some(), "{number}");
+                    }
+                }
+            });
+            let mut writer = table.write();
+            for _ in 0..20 {
+                let numbers = STABLE..;
+                let added: Vec<_> =
+                    numbers.take_while(|i| writer.insert(key(*i), RECORD).is_ok()).collect();
+                for number in added {
+                    let (slot, seen, _) = table.find(key(number)).unwrap();
+                    assert!(writer.remove(slot, seen));
+                }
+            }
+            is_done.store(true, Relaxed);
+        });
+        assert_ne!(table.shape.load(Relaxed) as u32, 0, "nothing was relocated");
+    }
+
+    #[test]
+    fn a_swap_meant_for_the_previous_owner_fails() {
+        let slot = Slot::default();
+        let seen = slot.fill(key(1), RECORD);
+        assert!(slot.retire_if(seen));
+        let moved = Record { location: Location::Local, moves: 9, ..RECORD };
+        assert!(!slot.replace(seen, moved));
+        slot.fill(key(2), RECORD);
+        assert!(!slot.replace(seen, moved));
+        assert_eq!(slot.occupant().unwrap().2, RECORD);
+    }
+
+    #[test]
+    fn handing_over_keeps_what_was_written_meanwhile() {
+        let (old, new) = (Slot::default(), Slot::default());
+        let seen = old.fill(key(1), RECORD);
+        let copy = new.fill(key(1), RECORD);
+        let moved = Record { moves: 1, ..RECORD };
+        assert!(old.replace(seen, moved));
+        hand_over(&old, &new, copy, RECORD);
+        assert!(old.is_free());
+        assert_eq!(new.occupant().unwrap().2, moved);
+    }
 
     proptest! {
         #[test]
