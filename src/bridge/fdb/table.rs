@@ -55,7 +55,7 @@ pub(super) struct NoRoom;
 impl Table {
     /// A table for `capacity` entries, at most half full when it holds them all.
     pub(super) fn new(capacity: usize, seed: [u64; 2]) -> Self {
-        assert!(capacity >= 1 && capacity <= 1 << 30, "capacity {capacity} is out of range");
+        assert!((1..=1 << 30).contains(&capacity), "capacity {capacity} is out of range");
         let segment_count = (capacity * 2).div_ceil(SLOTS_PER_BUCKET * BUCKETS_PER_SEGMENT);
         let table = Self {
             segments: (0..segment_count).map(|_| OnceLock::new()).collect(),
