@@ -1,1 +1,6 @@
-//! (being built)
+//! The security layer: who a peer is, and what only it can read.
+
+pub mod aead;
+pub mod keys;
+pub mod random;
+pub mod replay;
