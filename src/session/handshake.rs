@@ -30,9 +30,9 @@
 //!
 //! # Secrets in memory
 //!
-//! Static, ephemeral and split keys are wiped when dropped. `snow` keeps its
-//! chaining key and cipher state in memory that it frees unwiped once the
-//! handshake ends.
+//! Static, ephemeral, split and lane keys are wiped when dropped. Out of reach are
+//! `snow`'s chaining key and cipher state, which it frees unwiped when the handshake
+//! ends, and what `ring` leaves on the stack while it expands a key.
 
 use std::fmt;
 

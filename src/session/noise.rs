@@ -171,6 +171,30 @@ mod tests {
         assert_ne!(here[..32], [0; 32]);
     }
 
+    /// Our X25519 and randomness against snow's own: the protocol is the standard one.
+    #[test]
+    fn plain_snow_understands_it() {
+        use super::super::{keys::PrivateKey, random::SeededRandom};
+        let mut random = SeededRandom(1);
+        let [here, there] = [(); 2]
+            .map(|()| Identity { private: PrivateKey::generate(&mut random), preshared: None });
+        let mut ours = initiator(&here, &there.private.public(), &mut random).unwrap();
+        let mut theirs = Builder::new(PROTOCOL.parse().unwrap())
+            .prologue(PROLOGUE)
+            .and_then(|builder| builder.local_private_key(there.private.as_bytes()))
+            .and_then(|builder| builder.psk(2, &[0; 32]))
+            .and_then(Builder::build_responder)
+            .unwrap();
+        let (mut message, mut payload) = ([0; 200], [0; 200]);
+        let length = ours.write_message(b"first", &mut message).unwrap();
+        assert_eq!(theirs.read_message(&message[..length], &mut payload), Ok(5));
+        let length = theirs.write_message(b"second", &mut message).unwrap();
+        assert_eq!(ours.read_message(&message[..length], &mut payload), Ok(6));
+        assert_eq!(payload[..6], *b"second");
+        assert_eq!(ours.get_handshake_hash(), theirs.get_handshake_hash());
+        assert_eq!(theirs.get_remote_static(), Some(&here.private.public().as_bytes()[..]));
+    }
+
     #[test]
     fn low_order_points_are_refused() {
         let mut dh = X25519::default();

@@ -237,6 +237,7 @@ fn both_sides_learn_why_they_cannot_agree() {
         let HandshakeError::Disagreement { peer, source, remote_software } = at_initiator else {
             panic!("{at_initiator:?}")
         };
+        assert!(matches!(initiator.finish(&answer.datagram), Err(HandshakeError::Finished)));
         assert_eq!((peer, &remote_software), (there.private.public(), &theirs.software));
         match (at_responder, source) {
             (
