@@ -185,6 +185,17 @@ mod tests {
     }
 
     #[test]
+    fn a_jump_once_round_the_ring_leaves_no_stale_bit() {
+        for rounds in [1, 2, 3] {
+            let mut window = ReplayWindow::new();
+            window.accept(0).unwrap();
+            let again = rounds * BLOCKS * BLOCK_BITS;
+            window.accept(again + 5).unwrap();
+            assert_eq!(window.check(again), Ok(()));
+        }
+    }
+
+    #[test]
     fn a_refused_counter_changes_nothing() {
         let mut window = ReplayWindow::new();
         window.accept(100_000).unwrap();
