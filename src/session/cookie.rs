@@ -36,7 +36,7 @@ use crate::time::Instant;
 /// How long a cookie is good for, and how long the secret behind cookies lives.
 pub const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
 /// Initiations per second, and at once, that are processed before cookies are asked for.
-/// Each costs four X25519 operations, about 0.2 ms.
+/// Each costs four Diffie-Hellman operations, two of them before its sender is known.
 pub const INITIATIONS_PER_SECOND: u32 = 64;
 /// Responses per second, and at once, that are processed. A real one is owed to an
 /// initiation of our own, so these are few.
