@@ -75,7 +75,12 @@ impl Table {
     /// The slot that holds `key`, and what it held when it was read.
     #[inline]
     pub(super) fn find(&self, key: Key) -> Option<(&Slot, Packed, Record)> {
-        let hash = self.hash(key);
+        self.find_hashed(key, self.hash(key))
+    }
+
+    /// As [`Self::find`], for a key whose [`Self::hash`] is known.
+    #[inline]
+    pub(super) fn find_hashed(&self, key: Key, hash: u64) -> Option<(&Slot, Packed, Record)> {
         let mut shape = self.shape.load(Acquire);
         loop {
             for place in places(hash, bucket_count(shape)) {
@@ -89,6 +94,16 @@ impl Table {
             if seen == shape {
                 return None;
             }
+        }
+    }
+
+    /// Reads from both buckets of each hash without waiting for what they hold:
+    /// the CPU fetches their cache lines in parallel.
+    #[inline]
+    pub(super) fn touch(&self, hashes: &[u64]) {
+        let bucket_count = self.bucket_count();
+        for place in hashes.iter().flat_map(|hash| places(*hash, bucket_count)) {
+            std::hint::black_box(self.bucket(place)[0].is_free());
         }
     }
 
@@ -115,7 +130,7 @@ impl Table {
         Writer { table: self, entry_count }
     }
 
-    fn hash(&self, key: Key) -> u64 {
+    pub(super) fn hash(&self, key: Key) -> u64 {
         let mut hasher = self.hasher;
         hasher.write_u64(key.bits());
         hasher.finish()
