@@ -255,7 +255,10 @@ mod tests {
 
     use super::{super::Location, *};
     use crate::{
-        bridge::fdb::slot::Stamp, time::Instant, topology::NetworkIndex, wire::ethernet::MacAddr,
+        bridge::fdb::{slot::Stamp, tests::RaiseOnDrop},
+        time::Instant,
+        topology::NetworkIndex,
+        wire::ethernet::MacAddr,
     };
 
     const RECORD: Record =
@@ -307,6 +310,7 @@ mod tests {
                     }
                 }
             });
+            let _done = RaiseOnDrop(&is_done);
             let mut writer = table.write();
             for _ in 0..20 {
                 let numbers = STABLE..;
@@ -317,7 +321,6 @@ mod tests {
                     assert!(writer.remove(slot, seen));
                 }
             }
-            is_done.store(true, Relaxed);
         });
         assert_ne!(table.shape.load(Relaxed) as u32, 0, "nothing was relocated");
     }

@@ -39,6 +39,15 @@ fn sweep_all(fdb: &Fdb, now: Instant) -> usize {
     }
 }
 
+/// Raises its flag when dropped, so that a panic ends the threads that wait for it.
+pub(super) struct RaiseOnDrop<'a>(pub(super) &'a AtomicBool);
+
+impl Drop for RaiseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The listed MACs; panics where one is listed twice.
 fn listed(fdb: &Fdb, now: Instant, network: NetworkIndex) -> HashMap<MacAddr, Entry> {
     let entries = fdb.entries(now, network);
@@ -226,6 +235,7 @@ fn threads_never_lose_or_confuse_stations() {
             });
         }
         scope.spawn(|| {
+            let _done = RaiseOnDrop(&is_done);
             for _ in 0..4 {
                 for number in STABLE..STABLE + 30_000 {
                     let _ = fdb.learn(START, B, mac(number), site(2_000));
@@ -234,7 +244,6 @@ fn threads_never_lose_or_confuse_stations() {
                 assert!(fdb.flush(B) > 0);
                 sweep_all(&fdb, START);
             }
-            is_done.store(true, Ordering::Relaxed);
         });
     });
     assert_eq!(fdb.len(A), STABLE as usize);
