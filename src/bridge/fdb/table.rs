@@ -326,6 +326,27 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_never_misses_a_key_that_keeps_moving() {
+        let table = crammed_table();
+        table.write().insert(key(1), RECORD).unwrap();
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Relaxed) {
+                    assert!(table.find(key(1)).is_some());
+                }
+            });
+            let _done = RaiseOnDrop(&is_done);
+            let writer = table.write();
+            for _ in 0..300_000 {
+                let (slot, ..) = table.find(key(1)).unwrap();
+                assert!(writer.relocate(slot));
+            }
+        });
+        assert_eq!(occurrences(&table, key(1)), 1);
+    }
+
+    #[test]
     fn a_swap_meant_for_the_previous_owner_fails() {
         let slot = Slot::default();
         let seen = slot.fill(key(1), RECORD);
