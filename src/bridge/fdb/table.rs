@@ -75,7 +75,12 @@ impl Table {
     /// The slot that holds `key`, and what it held when it was read.
     #[inline]
     pub(super) fn find(&self, key: Key) -> Option<(&Slot, Packed, Record)> {
-        let hash = self.hash(key);
+        self.find_hashed(key, self.hash(key))
+    }
+
+    /// As [`Self::find`], for a key whose [`Self::hash`] is known.
+    #[inline]
+    pub(super) fn find_hashed(&self, key: Key, hash: u64) -> Option<(&Slot, Packed, Record)> {
         let mut shape = self.shape.load(Acquire);
         loop {
             for place in places(hash, bucket_count(shape)) {
@@ -89,6 +94,16 @@ impl Table {
             if seen == shape {
                 return None;
             }
+        }
+    }
+
+    /// Reads from both buckets of each hash without waiting for what they hold:
+    /// the CPU fetches their cache lines in parallel.
+    #[inline]
+    pub(super) fn touch(&self, hashes: &[u64]) {
+        let bucket_count = self.bucket_count();
+        for place in hashes.iter().flat_map(|hash| places(*hash, bucket_count)) {
+            std::hint::black_box(self.bucket(place)[0].is_free());
         }
     }
 
@@ -115,7 +130,7 @@ impl Table {
         Writer { table: self, entry_count }
     }
 
-    fn hash(&self, key: Key) -> u64 {
+    pub(super) fn hash(&self, key: Key) -> u64 {
         let mut hasher = self.hasher;
         hasher.write_u64(key.bits());
         hasher.finish()
@@ -240,7 +255,10 @@ mod tests {
 
     use super::{super::Location, *};
     use crate::{
-        bridge::fdb::slot::Stamp, time::Instant, topology::NetworkIndex, wire::ethernet::MacAddr,
+        bridge::fdb::{slot::Stamp, tests::RaiseOnDrop},
+        time::Instant,
+        topology::NetworkIndex,
+        wire::ethernet::MacAddr,
     };
 
     const RECORD: Record =
@@ -292,6 +310,7 @@ mod tests {
                     }
                 }
             });
+            let _done = RaiseOnDrop(&is_done);
             let mut writer = table.write();
             for _ in 0..20 {
                 let numbers = STABLE..;
@@ -302,9 +321,29 @@ mod tests {
                     assert!(writer.remove(slot, seen));
                 }
             }
-            is_done.store(true, Relaxed);
         });
         assert_ne!(table.shape.load(Relaxed) as u32, 0, "nothing was relocated");
+    }
+
+    #[test]
+    fn a_reader_never_misses_a_key_that_keeps_moving() {
+        let table = crammed_table();
+        table.write().insert(key(1), RECORD).unwrap();
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Relaxed) {
+                    assert!(table.find(key(1)).is_some());
+                }
+            });
+            let _done = RaiseOnDrop(&is_done);
+            let writer = table.write();
+            for _ in 0..300_000 {
+                let (slot, ..) = table.find(key(1)).unwrap();
+                assert!(writer.relocate(slot));
+            }
+        });
+        assert_eq!(occurrences(&table, key(1)), 1);
     }
 
     #[test]

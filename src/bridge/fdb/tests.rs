@@ -39,6 +39,15 @@ fn sweep_all(fdb: &Fdb, now: Instant) -> usize {
     }
 }
 
+/// Raises its flag when dropped, so that a panic ends the threads that wait for it.
+pub(super) struct RaiseOnDrop<'a>(pub(super) &'a AtomicBool);
+
+impl Drop for RaiseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The listed MACs; panics where one is listed twice.
 fn listed(fdb: &Fdb, now: Instant, network: NetworkIndex) -> HashMap<MacAddr, Entry> {
     let entries = fdb.entries(now, network);
@@ -160,6 +169,31 @@ fn churn_of_ten_times_the_capacity_leaves_no_trace() {
 }
 
 #[test]
+fn a_batch_answers_as_single_lookups_do() {
+    let fdb = fdb([1_000, 1_000], 2_000);
+    for number in (0..1_000).step_by(3) {
+        let age = AGEING / 500 * number;
+        let _ = fdb.learn(START + age, A, mac(number), site(number as u16));
+    }
+    let now = START + AGEING + AGEING / 2;
+    let networks = [A, B, NetworkIndex(2)];
+    let wanted: Vec<_> = (0..1_000)
+        .flat_map(|number| networks.map(|network| (network, mac(number))))
+        .chain([(A, MacAddr::BROADCAST), (A, MacAddr::default())])
+        .collect();
+    let mut hits = 0;
+    for wanted in wanted.chunks(LOOKUP_BATCH_MAX) {
+        let mut found = vec![Some(Location::Local); wanted.len()];
+        fdb.lookup_batch(now, wanted, &mut found);
+        for ((network, mac), found) in wanted.iter().zip(found) {
+            assert_eq!(found, fdb.lookup(now, *network, *mac), "{network:?} {mac}");
+            hits += usize::from(found.is_some());
+        }
+    }
+    assert!((200..334).contains(&hits), "{hits} hits: some aged, some not");
+}
+
+#[test]
 fn a_sweep_keeps_to_its_budget_and_resumes() {
     let fdb = fdb([100, 100], 100);
     let total = fdb.bucket_count();
@@ -201,6 +235,7 @@ fn threads_never_lose_or_confuse_stations() {
             });
         }
         scope.spawn(|| {
+            let _done = RaiseOnDrop(&is_done);
             for _ in 0..4 {
                 for number in STABLE..STABLE + 30_000 {
                     let _ = fdb.learn(START, B, mac(number), site(2_000));
@@ -209,7 +244,6 @@ fn threads_never_lose_or_confuse_stations() {
                 assert!(fdb.flush(B) > 0);
                 sweep_all(&fdb, START);
             }
-            is_done.store(true, Ordering::Relaxed);
         });
     });
     assert_eq!(fdb.len(A), STABLE as usize);
