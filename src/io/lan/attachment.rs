@@ -72,6 +72,11 @@ impl AttachmentManager {
         self.status.borrow().clone()
     }
 
+    /// The same, with every change of it.
+    pub fn watch_status(&self) -> watch::Receiver<Vec<AttachmentStatus>> {
+        self.status.clone()
+    }
+
     /// What the kernel dropped for us, per attachment that is handed out.
     pub async fn kernel_drops(&self) -> Vec<KernelDrops> {
         let mut drops = Vec::new();

@@ -296,3 +296,232 @@ fn obstacle_of(link: &Link) -> Option<Reason> {
 fn same_link<'a>(links: &'a LinkTable, name: &str, index: u32) -> Option<&'a Link> {
     links.by_index(index).filter(|link| link.name == name)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{io::lan::links::Bridge, wire::ethernet::MacAddr};
+
+    const BRIDGE: u32 = 3;
+    const TAP: u32 = 7;
+    const NIC: u32 = 5;
+    const MADE_PORT: Option<Made> = Some(Made { interface: TAP, bridge: Some(BRIDGE) });
+    const MADE_NIC: Option<Made> = Some(Made { interface: NIC, bridge: None });
+
+    fn link(index: u32, name: &str) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            mtu: 1500,
+            mac: Some(MacAddr([2, 0, 0, 0, 0, index as u8])),
+            is_ethernet: true,
+            is_up: true,
+            has_carrier: true,
+            controller: None,
+            port_state: None,
+            bridge: None,
+        }
+    }
+
+    fn bridge() -> Link {
+        Link { bridge: Some(Bridge::default()), ..link(BRIDGE, "br0") }
+    }
+
+    fn port() -> Link {
+        let port_state = Some(PortState::Forwarding);
+        Link { controller: Some(BRIDGE), port_state, ..link(TAP, "lb-1") }
+    }
+
+    fn nic() -> Link {
+        Link { controller: Some(BRIDGE), ..link(NIC, "eth1") }
+    }
+
+    fn table(links: impl IntoIterator<Item = Link>) -> LinkTable {
+        let mut table = LinkTable::default();
+        table.replace_all(links.into_iter().collect());
+        table
+    }
+
+    fn bridge_kind() -> AttachmentKind {
+        AttachmentKind::Bridge { bridge: "br0".into(), tap: "lb-1".into() }
+    }
+
+    fn nic_kind() -> AttachmentKind {
+        AttachmentKind::Nic { nic: "eth1".into() }
+    }
+
+    fn tap_kind() -> AttachmentKind {
+        AttachmentKind::Tap { tap: "lb-1".into(), mtu: None }
+    }
+
+    fn serve(mtu: u32, obstacle: Option<Reason>) -> Step {
+        Step::Serve(Condition { mtu, obstacle })
+    }
+
+    fn port_is(state: &'static str) -> Reason {
+        Reason::PortNotForwarding { bridge: "br0".into(), tap: "lb-1".into(), state }
+    }
+
+    #[test]
+    fn before_it_is_made() {
+        let name = |name: &str| name.to_owned();
+        let not_ethernet = Link { is_ethernet: false, ..nic() };
+        let cases = [
+            (bridge_kind(), vec![], Step::Wait(Reason::Missing(name("br0")))),
+            (bridge_kind(), vec![link(1, "br0")], Step::Wait(Reason::NotABridge(name("br0")))),
+            (bridge_kind(), vec![bridge(), port()], Step::Wait(Reason::NameTaken(name("lb-1")))),
+            (bridge_kind(), vec![bridge()], Step::Open),
+            (tap_kind(), vec![port()], Step::Wait(Reason::NameTaken(name("lb-1")))),
+            (tap_kind(), vec![], Step::Open),
+            (nic_kind(), vec![], Step::Wait(Reason::Missing(name("eth1")))),
+            (nic_kind(), vec![not_ethernet], Step::Wait(Reason::NotEthernet(name("eth1")))),
+            (nic_kind(), vec![nic()], Step::Open),
+        ];
+        for (kind, links, expected) in cases {
+            assert_eq!(next_step(&kind, &table(links), None, false), expected, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_nic_that_is_made() {
+        let removed = || Step::Close(Reason::Removed("eth1".into()));
+        let down = Link { is_up: false, has_carrier: false, ..nic() };
+        let unplugged = Link { has_carrier: false, ..nic() };
+        let cases = [
+            (vec![], removed()),
+            (vec![link(99, "eth1")], removed()),
+            (vec![link(NIC, "renamed")], removed()),
+            (vec![nic()], serve(1500, None)),
+            (vec![Link { mtu: 9000, ..nic() }], serve(9000, None)),
+            (vec![down], serve(1500, Some(Reason::Down("eth1".into())))),
+            (vec![unplugged], serve(1500, Some(Reason::NoCarrier("eth1".into())))),
+        ];
+        for (links, expected) in cases {
+            for is_served in [false, true] {
+                let step = next_step(&nic_kind(), &table(links.clone()), MADE_NIC, is_served);
+                assert_eq!(step, expected, "{links:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_made() {
+        let removed = |name: &str| Step::Close(Reason::Removed(name.to_owned()));
+        let no_master = Link { controller: None, ..port() };
+        let other_master = Link { controller: Some(99), ..port() };
+        let jumbo_bridge = Link { mtu: 9000, ..bridge() };
+        let jumbo_nic = Link { mtu: 9000, ..nic() };
+        let new_bridge = Link { index: 99, ..bridge() };
+        let cases = [
+            (vec![bridge()], removed("lb-1")),
+            (vec![port()], removed("br0")),
+            (vec![port(), new_bridge], removed("br0")),
+            (vec![bridge(), no_master], Step::Enslave),
+            (vec![bridge(), other_master], Step::Enslave),
+            (vec![jumbo_bridge, port()], Step::SetMtu(9000)),
+            (vec![bridge(), port(), jumbo_nic], Step::SetMtu(9000)),
+            (vec![bridge(), port()], serve(1500, None)),
+            (vec![bridge(), port(), nic()], serve(1500, None)),
+        ];
+        for (links, expected) in cases {
+            for is_served in [false, true] {
+                let step = next_step(&bridge_kind(), &table(links.clone()), MADE_PORT, is_served);
+                assert_eq!(step, expected, "{links:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_settles_before_it_is_served_and_is_cut_off_after() {
+        let in_state = |state| Link { port_state: state, ..port() };
+        let cases = [
+            (bridge(), in_state(None), port_is("not a port")),
+            (bridge(), in_state(Some(PortState::Disabled)), port_is("disabled")),
+            (bridge(), in_state(Some(PortState::Listening)), port_is("listening")),
+            (bridge(), in_state(Some(PortState::Learning)), port_is("learning")),
+            (bridge(), in_state(Some(PortState::Blocking)), port_is("blocking")),
+            (Link { is_up: false, ..bridge() }, port(), Reason::Down("br0".into())),
+            (bridge(), Link { is_up: false, ..port() }, Reason::Down("lb-1".into())),
+            (bridge(), Link { has_carrier: false, ..port() }, Reason::NoCarrier("lb-1".into())),
+        ];
+        for (bridge, port, reason) in cases {
+            let links = table([bridge, port]);
+            let step = |is_served| next_step(&bridge_kind(), &links, MADE_PORT, is_served);
+            assert_eq!(step(false), Step::Settle(reason.clone()));
+            assert_eq!(step(true), serve(1500, Some(reason)));
+        }
+    }
+
+    #[test]
+    fn a_bridge_without_a_cable_is_served_but_cut_off() {
+        let unplugged = |index, name| Link { has_carrier: false, index, name, ..nic() };
+        let two = [unplugged(8, "eth1".to_owned()), unplugged(9, "eth2".to_owned())];
+        let cut_off = serve(1500, Some(Reason::NoPortHasCarrier("br0".into())));
+        let links = table([bridge(), port()].into_iter().chain(two.clone()));
+        assert_eq!(next_step(&bridge_kind(), &links, MADE_PORT, false), cut_off);
+
+        let plugged = Link { has_carrier: true, ..two[1].clone() };
+        let links = table([bridge(), port(), two[0].clone(), plugged]);
+        assert_eq!(next_step(&bridge_kind(), &links, MADE_PORT, false), serve(1500, None));
+    }
+
+    prop_compose! {
+        fn any_link(index: u32, name: &'static str)(
+            mtu in prop_oneof![Just(1500), Just(9000), 68_u32..65_536],
+            is_ethernet: bool,
+            is_up: bool,
+            has_carrier: bool,
+            controller in prop_oneof![Just(None), Just(Some(BRIDGE)), Just(Some(99))],
+            port_state in prop_oneof![
+                Just(None), Just(Some(PortState::Forwarding)), Just(Some(PortState::Blocking))
+            ],
+            is_bridge: bool,
+        ) -> Link {
+            let bridge = is_bridge.then(Bridge::default);
+            Link {
+                mtu, is_ethernet, is_up, has_carrier, controller, port_state, bridge,
+                ..link(index, name)
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever the host looks like, doing what the steps say comes to rest.
+        #[test]
+        fn steps_come_to_rest(
+            bridge_link in proptest::option::of(any_link(BRIDGE, "br0")),
+            tap_link in proptest::option::of(any_link(TAP, "lb-1")),
+            other_link in proptest::option::of(any_link(NIC, "eth1")),
+            is_made: bool,
+            is_served: bool,
+        ) {
+            let mut links: Vec<_> = [bridge_link, tap_link, other_link].into_iter().flatten().collect();
+            let mut made = MADE_PORT.filter(|_| is_made);
+            let mut is_served = is_served && is_made;
+            for _ in 0..6 {
+                let step = next_step(&bridge_kind(), &table(links.clone()), made, is_served);
+                let tap = links.iter_mut().find(|link| link.index == TAP);
+                match step {
+                    Step::Wait(_) => { prop_assert!(made.is_none()); return Ok(()); }
+                    Step::Settle(_) => { prop_assert!(!is_served && made.is_some()); return Ok(()); }
+                    Step::Serve(_) => { prop_assert!(made.is_some()); return Ok(()); }
+                    Step::Open => {
+                        prop_assert!(made.is_none() && tap.is_none());
+                        links.push(link(TAP, "lb-1"));
+                        made = MADE_PORT;
+                    }
+                    Step::Close(_) => {
+                        prop_assert!(made.is_some());
+                        links.retain(|link| link.index != TAP);
+                        (made, is_served) = (None, false);
+                    }
+                    Step::Enslave => tap.expect("a TAP to enslave").controller = Some(BRIDGE),
+                    Step::SetMtu(mtu) => tap.expect("a TAP to change").mtu = mtu,
+                }
+            }
+            prop_assert!(false, "still busy");
+        }
+    }
+}

@@ -12,7 +12,10 @@ use super::{
     outgoing::Outgoing,
     tap::{TapError, is_valid_name},
 };
-use crate::{offload::Offload, wire::ethernet};
+use crate::{
+    offload::{Offload, Segmentation},
+    wire::ethernet,
+};
 
 /// A plain TAP. The device vanishes with it.
 pub struct PlainTap {
@@ -62,7 +65,7 @@ impl PlainTap {
         offload: &Offload,
     ) -> Result<(), TransmitError> {
         let file = borrow(&self.interface);
-        if *offload == Offload::default() {
+        if offload.segmentation == Segmentation::None && !offload.needs_checksum {
             return outgoing.write(file, &[]);
         }
         outgoing.segment_and_write(file, &[], offload, &mut self.scratch)

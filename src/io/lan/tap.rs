@@ -42,7 +42,7 @@ impl TapQueue {
         Self::open_with(name, count, &ReceiveOffload::ALL)
     }
 
-    fn open_with(
+    pub(super) fn open_with(
         name: &str,
         count: usize,
         steps: &[ReceiveOffload],
@@ -61,7 +61,7 @@ impl TapQueue {
             attach(&file, name, flags | exclusive)
                 .map_err(|errno| TapError::attach(name, errno))?;
             set_header_length(&file).map_err(|source| TapError::HeaderLength { source })?;
-            let offload = set_offload(&file, steps)
+            let offload = step_down(steps, |step| set_offload(&file, step))
                 .map_err(|source| TapError::Offload { name: name.to_owned(), source })?;
             let scratch = vec![0; MAX_FRAME_LENGTH].into_boxed_slice();
             queues.push(Self { file, offload, scratch });
@@ -137,7 +137,7 @@ pub enum ReceiveOffload {
 
 impl ReceiveOffload {
     /// Every step, best first.
-    const ALL: [Self; 5] =
+    pub(super) const ALL: [Self; 5] =
         [Self::TcpUdp, Self::Tcp, Self::TcpWithoutEcn, Self::Checksum, Self::None];
 
     const fn flags(self) -> libc::c_uint {
@@ -260,18 +260,25 @@ fn set_header_length(file: &OwnedFd) -> Result<(), Errno> {
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const length) })
 }
 
-/// The first of `steps` that the kernel accepts.
-fn set_offload(file: &OwnedFd, steps: &[ReceiveOffload]) -> Result<ReceiveOffload, Errno> {
-    let mut last = Errno::INVAL;
+fn set_offload(file: &OwnedFd, step: ReceiveOffload) -> Result<(), Errno> {
+    let flags = libc::c_ulong::from(step.flags());
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) })
+}
+
+/// The first of `steps` that `try_step` accepts, or why the last was refused.
+fn step_down(
+    steps: &[ReceiveOffload],
+    mut try_step: impl FnMut(ReceiveOffload) -> Result<(), Errno>,
+) -> Result<ReceiveOffload, Errno> {
+    let mut outcome = Err(Errno::INVAL);
     for &step in steps {
-        let flags = libc::c_ulong::from(step.flags());
-        // SAFETY: TUNSETOFFLOAD takes its argument by value.
-        match check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) }) {
-            Ok(()) => return Ok(step),
-            Err(errno) => last = errno,
+        outcome = try_step(step).map(|()| step);
+        if outcome.is_ok() {
+            break;
         }
     }
-    Err(last)
+    outcome
 }
 
 /// The outcome of a system call that returns -1 for failure.
@@ -282,4 +289,43 @@ pub(super) fn check(result: libc::c_int) -> Result<(), Errno> {
 pub(super) fn last_errno() -> Errno {
     let code = std::io::Error::last_os_error().raw_os_error();
     Errno::from_raw_os_error(code.unwrap_or(libc::EIO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offloads_step_down_to_what_the_kernel_grants() {
+        for (granted, &best) in ReceiveOffload::ALL.iter().enumerate() {
+            let mut tried = Vec::new();
+            let outcome = step_down(&ReceiveOffload::ALL, |step| {
+                tried.push(step);
+                if tried.len() > granted { Ok(()) } else { Err(Errno::INVAL) }
+            });
+            assert_eq!(outcome, Ok(best));
+            assert_eq!(tried, ReceiveOffload::ALL[..=granted]);
+        }
+        let refused = step_down(&ReceiveOffload::ALL, |_| Err(Errno::NOTTY));
+        assert_eq!(refused, Err(Errno::NOTTY));
+    }
+
+    #[test]
+    fn each_step_asks_for_less() {
+        for pair in ReceiveOffload::ALL.windows(2) {
+            let (more, less) = (pair[0].flags(), pair[1].flags());
+            assert!(more & less == less && more != less, "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_checked_as_the_kernel_does() {
+        for good in ["lb-100", "a", "exactly15bytes_"] {
+            assert!(is_valid_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "a:1", "tap%d", "sixteen_bytes_is", "a\tb", "a\0"]
+        {
+            assert!(!is_valid_name(bad), "{bad:?}");
+        }
+    }
 }
