@@ -47,7 +47,7 @@ impl PlainTap {
         buffer: &'a mut [u8],
     ) -> Result<Option<Received<'a>>, ReceiveError> {
         let room = buffer.len() - HEADROOM;
-        let length = match rustix::io::read(&self, &mut buffer[HEADROOM..]) {
+        let length = match rustix::io::read(&*self, &mut buffer[HEADROOM..]) {
             Ok(length) => length,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
             Err(errno) => return Err(errno.into()),

@@ -163,10 +163,9 @@ impl Worker {
                 attachment.queue_count = opened.queues.len();
                 attachment.queues = opened.queues;
                 attachment.notes = opened.notes;
-                for index in [Some(opened.made.interface), opened.made.bridge] {
-                    if let Some(index) = index {
-                        self.refresh(index).await;
-                    }
+                self.refresh(opened.made.interface).await;
+                if let Some(bridge) = opened.made.bridge {
+                    self.refresh(bridge).await;
                 }
             }
             Err(error) => attachment.fail(describe(&error)),

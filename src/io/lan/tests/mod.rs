@@ -6,14 +6,13 @@
 
 mod attachments;
 mod queues;
+mod tcp;
 
 use std::{ffi::CString, process::Command};
 
 /// Runs `test` in a thread with an empty network namespace.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    if !rustix::process::geteuid().is_root() {
-        assert!(std::env::var_os("LANDBRIDGE_REQUIRE_ROOT").is_none(), "this test needs root");
-        eprintln!("skipped: needs root to make a network namespace");
+    if !is_privileged() {
         return;
     }
     let thread = std::thread::spawn(move || {
@@ -27,6 +26,15 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+fn is_privileged() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(std::env::var_os("LANDBRIDGE_REQUIRE_ROOT").is_none(), "this test needs root");
+    eprintln!("skipped: needs root to make a network namespace");
+    false
 }
 
 /// Runs `ip` in the calling thread's namespace.

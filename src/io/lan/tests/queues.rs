@@ -352,7 +352,7 @@ fn queues_say_what_became_of_their_interface() {
         assert_eq!(nic.receive(&mut buffer).expect_err("down"), ReceiveError::Down);
         assert_eq!(nic.transmit(None, &Offload::NONE, &frame), Err(TransmitError::Down));
         ip("link set nic up");
-        assert!(there_and_back(&mut nic, &host_socket(), &pattern(4500)).len() >= 1);
+        there_and_back(&mut nic, &host_socket(), &pattern(4500));
         ip("link del nic");
         assert_eq!(nic.transmit(None, &Offload::NONE, &frame), Err(TransmitError::Gone));
     });
