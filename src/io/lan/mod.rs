@@ -11,6 +11,7 @@
 //! | `nic` | [`PacketQueue`] | what GRO made of them | yes; UDP since Linux 6.2 |
 
 mod attachment;
+mod ethtool;
 mod links;
 mod machine;
 mod netlink;

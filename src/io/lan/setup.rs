@@ -13,6 +13,7 @@ use tracing::info;
 
 use super::{
     LanQueue, PacketError, PacketQueue, PlainError, PlainTap, ReceiveOffload, TapError, TapQueue,
+    ethtool::disable_lro,
     links::{Link, LinkTable},
     machine::{AttachmentKind, AttachmentSpec, Made, tap_mtu},
     netlink::{Interfaces, NetlinkError},
@@ -75,6 +76,13 @@ fn open_nic(
         notes.push(format!(
             "{nic} belongs to a bridge or bond, which gets the same frames as the stretched LAN"
         ));
+    }
+    match disable_lro(nic) {
+        Ok(false) => {}
+        Ok(true) => notes.push(format!("LRO of {nic} was on and is off now")),
+        Err(errno) => notes.push(format!(
+            "LRO of {nic} can't be looked at ({errno}); try: ethtool -K {nic} lro off"
+        )),
     }
     let made = Made { interface: link.index, bridge: None };
     Ok(Opened { made, queues: queues.into_iter().map(LanQueue::Packet).collect(), notes })

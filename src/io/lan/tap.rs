@@ -241,17 +241,22 @@ pub(super) fn is_valid_name(name: &str) -> bool {
 }
 
 fn attach(file: &OwnedFd, name: &str, flags: libc::c_int) -> Result<(), Errno> {
-    assert!(name.len() < libc::IFNAMSIZ, "an interface name of more than 15 bytes");
-    let mut ifr_name = [0; libc::IFNAMSIZ];
-    for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
     let request = libc::ifreq {
-        ifr_name,
+        ifr_name: interface_name(name),
         ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short },
     };
     // SAFETY: `request` is a whole `struct ifreq`, which TUNSETIFF reads and writes.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw const request) })
+}
+
+/// `name`, at most 15 bytes, as `struct ifreq` holds it.
+pub(super) fn interface_name(name: &str) -> [libc::c_char; libc::IFNAMSIZ] {
+    assert!(name.len() < libc::IFNAMSIZ, "an interface name of more than 15 bytes");
+    let mut field = [0; libc::IFNAMSIZ];
+    for (to, from) in field.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    field
 }
 
 fn set_header_length(file: &OwnedFd) -> Result<(), Errno> {

@@ -310,6 +310,9 @@ fn a_nic_is_followed_through_cable_and_removal() {
             last = stage.changed().await;
         }
         assert_eq!(up.queues.len(), 2);
+        let shown = ip("-d link show nic");
+        assert!(shown.contains("promiscuity 2") && !shown.contains("PROMISC"), "{shown}");
+        assert_eq!(stage.manager.status()[0].notes, Vec::<String>::new());
 
         ip("link set host down");
         assert_eq!(stage.changed().await, (1500, Some(Reason::NoCarrier("nic".into()))));

@@ -37,12 +37,13 @@ fn is_privileged() -> bool {
     false
 }
 
-/// Runs `ip` in the calling thread's namespace.
-fn ip(arguments: &str) {
+/// Runs `ip` in the calling thread's namespace; returns what it prints.
+fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split_whitespace()).output();
     let output = output.expect("iproute2 is installed");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {arguments}: {error}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn index_of(interface: &str) -> u32 {

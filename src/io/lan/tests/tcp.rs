@@ -48,7 +48,7 @@ fn assign(device: &str, host: u8, is_v6: bool) {
     match is_v6 {
         true => ip(&format!("addr add {prefix}::{host}/64 nodad dev {device}")),
         false => ip(&format!("addr add {prefix}.{host}/24 dev {device}")),
-    }
+    };
 }
 
 fn allow_ipv6() {
