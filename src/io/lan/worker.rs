@@ -38,7 +38,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// Steps that one attachment may take in a row before the others' turn.
 const MAX_STEPS: usize = 8;
 
-/// The task behind [`AttachmentManager`].
+/// The task behind [`super::AttachmentManager`].
 pub(super) struct Worker {
     pub(super) interfaces: Interfaces,
     pub(super) monitor: Monitor,
