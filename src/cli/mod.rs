@@ -1,5 +1,9 @@
 //! Command line: one file per sub-command.
 
+pub mod counters;
+pub mod macs;
+pub mod status;
+
 /// Runs the command line and returns the process's exit code.
 pub fn main() -> std::process::ExitCode {
     std::process::ExitCode::SUCCESS
