@@ -64,7 +64,8 @@ fn complaints_about(package: &Value, policy: &toml::Table) -> Vec<String> {
 fn allowed(licence: &str, allow: &[toml::Value]) -> Result<bool, spdx::ParseError> {
     // Old crates write `MIT/Apache-2.0`.
     let expression = spdx::Expression::parse_mode(licence, spdx::ParseMode::LAX)?;
-    Ok(expression.evaluate(|term| allow.iter().any(|name| name.as_str() == Some(&term.to_string()))))
+    Ok(expression
+        .evaluate(|term| allow.iter().any(|name| name.as_str() == Some(&term.to_string()))))
 }
 
 #[test]

@@ -483,14 +483,10 @@ warning: network storage does not pass frames
     fn nothing_remote_can_steer_the_terminal() {
         let evil = "\x1b]0;owned\x07\u{202e}\nnetwork fake".to_owned();
         let mut told = example();
-        for text in [
-            &mut told.peers[0].name,
-            &mut told.peers[0].software,
-            &mut told.peers[1].reason,
-            &mut told.warnings[0],
-        ] {
-            text.clone_from(&evil);
-        }
+        told.peers[0].name.clone_from(&evil);
+        told.peers[0].software.clone_from(&evil);
+        told.peers[1].reason.clone_from(&evil);
+        told.warnings[0].clone_from(&evil);
         let macs_told = MacTable {
             entries: vec![MacEntry {
                 network: evil.clone(),
