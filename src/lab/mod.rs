@@ -33,7 +33,7 @@ pub use process::{Output, Process};
 pub use report::{Report, Step};
 pub use run::{Run, Stale, require_root};
 pub use standing::{Member, StandingLab};
-pub use tour::tour;
+pub use tour::{tour, tour_of};
 pub use transfer::{MARKER, Transfer, transfer};
 pub use wait::{interrupt_on_signals, wait_until};
 

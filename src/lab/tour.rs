@@ -20,6 +20,14 @@ use std::{
 /// # Errors
 /// What kept the tour from being taken at all, or [`LabError::Interrupted`].
 pub fn tour(binary: &Path, silent: bool) -> Result<Report> {
+    tour_of(options(binary), silent)
+}
+
+/// The tour of any pair with `Bridge` attachments on both sides.
+///
+/// # Errors
+/// As for [`tour`].
+pub fn tour_of(options: PairOptions, silent: bool) -> Result<Report> {
     for (tool, package) in TOOLS {
         require_tool(tool, package)?;
     }
@@ -27,7 +35,7 @@ pub fn tour(binary: &Path, silent: bool) -> Result<Report> {
     let run = Run::new("tour")?;
     let mut tour = Tour { printer: Printer::new(silent), report: Report::default() };
     tour.printer.text(DRAWING);
-    let outcome = tour.take(run, binary);
+    let outcome = tour.take(run, options);
     if let Err(LabError::Interrupted) = outcome {
         return Err(LabError::Interrupted);
     }
@@ -80,10 +88,10 @@ struct Tour {
 
 impl Tour {
     /// Err ends the tour; it has been reported as a failed step then.
-    fn take(&mut self, run: Run, binary: &Path) -> Result<()> {
+    fn take(&mut self, run: Run, options: PairOptions) -> Result<()> {
         let (mut pair, capture) = self.step("Two sites, and a tunnel between them", || {
             let start = Instant::now();
-            let pair = Pair::new(run, options(binary))?;
+            let pair = Pair::new(run, options)?;
             let built = start.elapsed();
             let capture = Capture::start(&pair.router, &["east", "west"], MARKER)?;
             let step = Step::found(format!("hosts, bridges, router: {} ms", built.as_millis()))

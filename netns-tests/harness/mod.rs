@@ -1,0 +1,104 @@
+//! What the tests stand on: pairs that show their logs on failure, raw frames,
+//! a relay in the underlay, programs of the distribution.
+
+pub(crate) mod frames;
+pub(crate) mod nft;
+pub(crate) mod packet;
+pub(crate) mod probe;
+pub(crate) mod relay;
+
+use landbridge::lab::{Carrier, LabError, Pair, PairOptions, Process, Run, require_root};
+use std::{
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
+
+/// A pair that prints both appliances' logs when its test fails.
+pub(crate) struct TestPair(Pair);
+
+/// Whether this test can run; says so if not.
+///
+/// # Panics
+/// Without root, where `LANDBRIDGE_REQUIRE_ROOT=1` asks for it.
+pub(crate) fn can_run() -> bool {
+    if require_root().is_ok() {
+        return true;
+    }
+    let required = std::env::var_os("LANDBRIDGE_REQUIRE_ROOT").is_some_and(|value| value == "1");
+    assert!(!required, "this test needs root, and LANDBRIDGE_REQUIRE_ROOT=1");
+    println!("skipped: needs root");
+    false
+}
+
+/// A pair by the shipped binary, with its tunnel up.
+pub(crate) fn landbridge_pair(options: PairOptions) -> TestPair {
+    let carrier = Carrier::Landbridge(env!("CARGO_BIN_EXE_landbridge").into());
+    connected(PairOptions { carrier, ..options })
+}
+
+/// A pair by the kernel's VXLAN, in the clear: for checks of the harness itself.
+pub(crate) fn vxlan_pair(options: PairOptions) -> TestPair {
+    connected(PairOptions { carrier: Carrier::KernelVxlan, ..options })
+}
+
+fn connected(options: PairOptions) -> TestPair {
+    let run = Run::new("test").unwrap();
+    let mut pair = TestPair(Pair::new(run, options).unwrap_or_else(|error| fail(&error)));
+    pair.wait_for_tunnel().unwrap_or_else(|error| fail(&error));
+    pair
+}
+
+/// Panics with an error and all that caused it.
+pub(crate) fn fail(error: &LabError) -> ! {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    panic!("{text}");
+}
+
+/// What `iperf3` measured, in bits per second, by TCP for `seconds`.
+pub(crate) fn iperf3(pair: &Pair, reverse: bool, seconds: u32) -> f64 {
+    use landbridge::lab::{Side, wait_until};
+    let (client, server) = (pair.host(Side::East), pair.host(Side::West));
+    let server_process: Process =
+        server.namespace.spawn(&["iperf3", "--server", "--one-off", "--forceflush"]).unwrap();
+    wait_until("iperf3 to listen", Duration::from_secs(5), || {
+        let said = server_process.stdout();
+        if said.contains("listening") { Ok(()) } else { Err(said) }
+    })
+    .unwrap();
+    let (address, seconds) = (server.v4.to_string(), seconds.to_string());
+    let mut argv =
+        vec!["iperf3", "--json", "--congestion", "cubic", "-t", &seconds, "-c", &address];
+    if reverse {
+        argv.push("--reverse");
+    }
+    let output = client.namespace.exec(&argv).unwrap().success().unwrap();
+    let report: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    report["end"]["sum_received"]["bits_per_second"].as_f64().expect("iperf3 reports a rate")
+}
+
+impl Deref for TestPair {
+    type Target = Pair;
+
+    fn deref(&self) -> &Pair {
+        &self.0
+    }
+}
+
+impl DerefMut for TestPair {
+    fn deref_mut(&mut self) -> &mut Pair {
+        &mut self.0
+    }
+}
+
+impl Drop for TestPair {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", self.0.logs());
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The harness checked against the kernel's VXLAN: what it builds works, what it
+//! measures is true, and its tests can fail.
+//!
+//! ```text
+//!   host-e ── br-100 ── vx-100 ════ router ════ vx-100 ── br-100 ── host-w
+//!                            plaintext, relay
+//! ```
+
+use crate::{
+    ethernet::{assert_cross, of_kinds, of_lengths},
+    harness::{
+        can_run, nft,
+        relay::{Impairment, Relay},
+        vxlan_pair,
+    },
+};
+use landbridge::lab::{
+    Capture, Carrier, MARKER, Namespace, PairOptions, Run, Side, ping, tour_of, transfer,
+    wait_until,
+};
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// VXLAN never fragments: its underlay is made large enough.
+fn options() -> PairOptions {
+    PairOptions { underlay_mtu: 9400, lan_mtu: 9216, ..PairOptions::default() }
+}
+
+#[test]
+fn a_pair_pings_and_plaintext_is_seen() {
+    if !can_run() {
+        return;
+    }
+    let pair = vxlan_pair(options());
+    let (east, west) = (pair.host(Side::East), pair.host(Side::West));
+    for target in [west.v4.into(), west.v6.into()] {
+        let report = ping(&east.namespace, target, 10).unwrap();
+        assert_eq!((report.sent, report.received), (10, 10));
+    }
+    let capture = Capture::start(&pair.router, &["east", "west"], MARKER).unwrap();
+    let sent = transfer(&east.namespace, &west.namespace, west.v4.into(), SECOND / 5).unwrap();
+    let seen = capture.finish().unwrap();
+    assert!(seen.with_text > 0 && seen.bytes > sent.bytes, "{seen:?}");
+}
+
+#[test]
+fn probes_see_frames_byte_for_byte() {
+    if !can_run() {
+        return;
+    }
+    let pair = vxlan_pair(options());
+    assert_cross(&pair, of_kinds);
+    assert_cross(&pair, |from, to| of_lengths(from, to, &[], (14..=9216).step_by(211)));
+}
+
+#[test]
+fn the_relay_delays_and_loses() {
+    if !can_run() {
+        return;
+    }
+    let pair = vxlan_pair(options());
+    let relay = Relay::new(&pair, 1);
+    let (east, target) = (&pair.host(Side::East).namespace, pair.host(Side::West).v4.into());
+    relay.impair_both(Impairment { delay: Duration::from_millis(5), ..Impairment::default() });
+    let report = ping(east, target, 10).unwrap();
+    assert_eq!(report.received, 10);
+    assert!(report.min_ms >= 10.0, "{report:?}");
+    relay.impair_both(Impairment { loss: 0.5, ..Impairment::default() });
+    let report = ping(east, target, 100).unwrap();
+    assert!((1..=60).contains(&report.received), "{report:?}");
+    relay.cut(Side::West);
+    assert!(ping(east, target, 3).is_err());
+    relay.heal();
+    assert_eq!(ping(east, target, 10).unwrap().received, 10);
+    drop(relay);
+    assert_eq!(ping(east, target, 10).unwrap().received, 10);
+}
+
+#[test]
+fn the_relay_duplicates_and_corrupts() {
+    if !can_run() {
+        return;
+    }
+    let pair = vxlan_pair(options());
+    let relay = Relay::new(&pair, 2);
+    let (east, west) = (pair.host(Side::East), pair.host(Side::West));
+    relay.impair(Side::East, Impairment { duplicates: 1.0, ..Impairment::default() });
+    let target = west.v4.to_string();
+    let output = east.namespace.exec(&["ping", "-n", "-c", "3", "-i", "0.05", &target]).unwrap();
+    assert!(output.stdout.contains("(DUP!)"), "{}", output.stdout);
+    relay.impair(Side::East, Impairment { corruption: 1.0, ..Impairment::default() });
+    let _ = ping(&east.namespace, west.v4.into(), 20);
+    let tally = relay.tally(Side::East);
+    assert!(tally.duplicated >= 3 && tally.corrupted >= 1, "{tally:?}");
+}
+
+#[test]
+fn nftables_cut_one_direction() {
+    if !can_run() {
+        return;
+    }
+    let pair = vxlan_pair(options());
+    let (east, target) = (&pair.host(Side::East).namespace, pair.host(Side::West).v4.into());
+    let loss = nft::Loss::new(&pair, Side::West, 1000);
+    assert!(ping(east, target, 3).is_err());
+    drop(loss);
+    assert_eq!(ping(east, target, 10).unwrap().received, 10);
+}
+
+#[test]
+fn the_tour_notices_plaintext_and_nothing_else() {
+    if !can_run() {
+        return;
+    }
+    let report =
+        tour_of(PairOptions { carrier: Carrier::KernelVxlan, ..PairOptions::default() }, true)
+            .unwrap();
+    let failed: Vec<_> = report.steps.iter().filter(|step| !step.ok).collect();
+    assert!(!report.ok);
+    assert_eq!(report.steps.len(), 7, "{:#?}", report.steps);
+    assert_eq!(failed.len(), 1, "{failed:#?}");
+    assert!(failed[0].figures["datagrams_with_known_text"] > 0.0, "{failed:#?}");
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    if !can_run() {
+        return;
+    }
+    let run = Run::new("test").unwrap();
+    let directory = run.directory().to_owned();
+    let namespace = Namespace::new(&run, "left").unwrap();
+    let name = namespace.full_name().to_owned();
+    let mut process = namespace.spawn(&["sh", "-c", "echo up; sleep 600 & wait"]).unwrap();
+    wait_until("the shell to start", 5 * SECOND, || {
+        if process.stdout() == "up\n" { Ok(()) } else { Err(process.stderr()) }
+    })
+    .unwrap();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _run = run;
+        let _namespace = namespace;
+        std::panic::resume_unwind(Box::new("a failing test"));
+    }));
+    assert!(panicked.is_err());
+    assert!(!process.is_running());
+    assert!(!directory.exists());
+    assert!(!std::path::Path::new("/run/netns").join(name).exists());
+}
