@@ -101,5 +101,5 @@ fn the_tour_succeeds() {
     let steps = report.steps.iter();
     let failed: Vec<_> = steps.filter(|step| !step.ok).collect();
     assert!(report.ok && failed.is_empty(), "{failed:#?}");
-    assert_eq!(report.steps.len(), 7);
+    assert_eq!(report.steps.len(), 8);
 }

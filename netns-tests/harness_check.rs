@@ -15,7 +15,7 @@ use crate::{
     },
 };
 use landbridge::lab::{
-    Capture, Carrier, MARKER, Namespace, PairOptions, Run, Side, ping, tour_of, transfer,
+    Capture, Carrier, MARKER, Namespace, Offload, PairOptions, Run, Side, ping, tour_of, transfer,
     wait_until,
 };
 use std::time::Duration;
@@ -113,12 +113,19 @@ fn the_tour_notices_plaintext_and_nothing_else() {
     if !can_run() {
         return;
     }
-    let report =
-        tour_of(PairOptions { carrier: Carrier::KernelVxlan, ..PairOptions::default() }, true)
-            .unwrap();
+    let report = tour_of(
+        PairOptions {
+            carrier: Carrier::KernelVxlan,
+            underlay_offload: Offload::RealPackets,
+            underlay_mtu: 1600,
+            ..PairOptions::default()
+        },
+        true,
+    )
+    .unwrap();
     let failed: Vec<_> = report.steps.iter().filter(|step| !step.ok).collect();
     assert!(!report.ok);
-    assert_eq!(report.steps.len(), 7, "{:#?}", report.steps);
+    assert_eq!(report.steps.len(), 8, "{:#?}", report.steps);
     assert_eq!(failed.len(), 1, "{failed:#?}");
     assert!(failed[0].figures["datagrams_with_known_text"] > 0.0, "{failed:#?}");
 }

@@ -13,3 +13,4 @@ mod harness_check;
 mod isolation;
 mod restart;
 mod underlay;
+mod versions;

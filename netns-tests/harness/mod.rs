@@ -10,6 +10,7 @@ pub(crate) mod relay;
 use landbridge::lab::{Carrier, LabError, Pair, PairOptions, Process, Run, require_root};
 use std::{
     ops::{Deref, DerefMut},
+    path::Path,
     time::Duration,
 };
 
@@ -32,7 +33,7 @@ pub(crate) fn can_run() -> bool {
 
 /// A pair by the shipped binary, with its tunnel up.
 pub(crate) fn landbridge_pair(options: PairOptions) -> TestPair {
-    let carrier = Carrier::Landbridge(env!("CARGO_BIN_EXE_landbridge").into());
+    let carrier = Carrier::landbridge(Path::new(env!("CARGO_BIN_EXE_landbridge")));
     connected(PairOptions { carrier, ..options })
 }
 
@@ -41,7 +42,8 @@ pub(crate) fn vxlan_pair(options: PairOptions) -> TestPair {
     connected(PairOptions { carrier: Carrier::KernelVxlan, ..options })
 }
 
-fn connected(options: PairOptions) -> TestPair {
+/// A pair as `options` say, with its tunnel up.
+pub(crate) fn connected(options: PairOptions) -> TestPair {
     let run = Run::new("test").unwrap();
     let mut pair = TestPair(Pair::new(run, options).unwrap_or_else(|error| fail(&error)));
     pair.wait_for_tunnel().unwrap_or_else(|error| fail(&error));

@@ -100,8 +100,8 @@ pub enum AttachmentKind {
 /// What carries frames between the sites.
 #[derive(Debug, Clone)]
 pub enum Carrier {
-    /// `landbridge run`; the path of the binary.
-    Landbridge(PathBuf),
+    /// `landbridge run`; the path of each [`Side`]'s binary.
+    Landbridge([PathBuf; 2]),
     /// The kernel's VXLAN, in the clear: to compare with, and to prove that a
     /// test can fail. Wants `Bridge` attachments on a v4 underlay.
     KernelVxlan,
@@ -152,6 +152,13 @@ impl Default for PairOptions {
             underlay_offload: Offload::Default,
             carrier: Carrier::Nothing,
         }
+    }
+}
+
+impl Carrier {
+    /// The same binary on both sides.
+    pub fn landbridge(binary: &Path) -> Self {
+        Self::Landbridge([binary.to_owned(), binary.to_owned()])
     }
 }
 
@@ -234,11 +241,11 @@ impl Pair {
         for side in Side::BOTH {
             pair.build_site(side)?;
         }
-        match pair.options.carrier.clone() {
+        match pair.options.carrier {
             Carrier::Nothing => {}
             Carrier::KernelVxlan => pair.connect_by_vxlan()?,
-            Carrier::Landbridge(binary) => {
-                pair.write_group_and_keys(&binary)?;
+            Carrier::Landbridge(_) => {
+                pair.write_group_and_keys()?;
                 for side in Side::BOTH {
                     pair.start(side)?;
                 }
@@ -286,10 +293,7 @@ impl Pair {
     /// # Panics
     /// If the carrier is not Landbridge.
     pub fn start(&mut self, side: Side) -> Result<()> {
-        let Carrier::Landbridge(binary) = &self.options.carrier else {
-            panic!("only Landbridge can be started");
-        };
-        let (binary, group) = (path_text(binary), path_text(&self.group_file()));
+        let (binary, group) = (self.binary(side), path_text(&self.group_file()));
         let appliance = &mut self.appliances[side as usize];
         appliance.stop();
         let (key, socket) = (path_text(&appliance.key_file), path_text(&appliance.socket));
@@ -309,11 +313,8 @@ impl Pair {
     /// # Panics
     /// If the carrier is not Landbridge.
     pub fn ask(&self, side: Side, words: &str) -> Result<String> {
-        let Carrier::Landbridge(binary) = &self.options.carrier else {
-            panic!("only Landbridge can be asked");
-        };
         let appliance = self.appliance(side);
-        let (binary, socket) = (path_text(binary), path_text(&appliance.socket));
+        let (binary, socket) = (self.binary(side), path_text(&appliance.socket));
         let mut argv = vec![binary.as_str()];
         argv.extend(words.split_whitespace());
         argv.extend(["--socket", &socket]);
@@ -424,10 +425,17 @@ impl Pair {
         Ok(())
     }
 
-    fn write_group_and_keys(&self, binary: &Path) -> Result<()> {
-        let binary = path_text(binary);
+    fn binary(&self, side: Side) -> String {
+        let Carrier::Landbridge(binaries) = &self.options.carrier else {
+            panic!("this pair is not carried by Landbridge");
+        };
+        path_text(&binaries[side as usize])
+    }
+
+    fn write_group_and_keys(&self) -> Result<()> {
         let mut public_keys = [String::new(), String::new()];
         for side in Side::BOTH {
+            let binary = self.binary(side);
             let key = self.run.command(&[&binary, "genkey"])?.success()?.stdout;
             let name = format!("{}.key", side.appliance());
             let path = path_text(&self.run.write(&name, &key)?);

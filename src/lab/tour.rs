@@ -2,13 +2,14 @@
 
 use super::{
     AttachmentKind, Capture, Carrier, LabError, MARKER, Namespace, Offload, Pair, PairOptions,
-    Process, Report, Result, Run, Seen, Side, Step, Veth, ping,
+    Process, Report, Result, Run, Side, Step, Veth, ping,
     report::{Printer, grouped, rate},
     run::require_tool,
     transfer::{Amount, send_amount},
     wait_until,
 };
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
     path::Path,
     time::{Duration, Instant},
@@ -55,7 +56,7 @@ pub(super) fn options(binary: &Path) -> PairOptions {
     PairOptions {
         attachments: [AttachmentKind::Bridge; 2],
         underlay_offload: Offload::RealPackets,
-        carrier: Carrier::Landbridge(binary.to_owned()),
+        carrier: Carrier::landbridge(binary),
         ..PairOptions::default()
     }
 }
@@ -190,23 +191,17 @@ fn ciphertext_step(pair: &Pair, capture: Capture, before: u64) -> Result<((), St
     let control = Capture::start(&west.namespace, &["eth0"], MARKER)?;
     send_amount(&east.namespace, &west.namespace, west.v4.into(), Amount::Bytes(SENT_BYTES))?;
     let on_lan = control.finish()?;
-    let missed = |seen: &Seen| -> Result<u64> {
-        Ok((arrived(&pair.router)? - before).saturating_sub(seen.frames))
-    };
+    let arrived = arrived(&pair.router)?;
     let on_underlay = capture.finish()?;
-    let missed = missed(&on_underlay)?;
-    let ports = |pick: fn(&Seen) -> std::collections::BTreeSet<u16>| {
-        let ports: Vec<String> = pick(&on_underlay).iter().map(u16::to_string).collect();
-        ports.join(", ")
-    };
+    let missed = arrived.saturating_sub(before + on_underlay.frames);
     let others: u64 = on_underlay.other_ip.values().sum();
     let step = Step::found(format!(
         "the router carried {} datagrams, {} kB; to UDP port {}, from {}; and {others} other IP \
          packets",
         grouped(on_underlay.datagrams()),
         grouped(on_underlay.bytes / 1000),
-        ports(|seen| seen.udp_flows.keys().map(|(_, to)| to.port()).collect()),
-        ports(|seen| seen.udp_flows.keys().map(|(from, _)| from.port()).collect()),
+        ports(on_underlay.udp_flows.keys().map(|(_, to)| to.port())),
+        ports(on_underlay.udp_flows.keys().map(|(from, _)| from.port())),
     ))
     .and(format!(
         "a known text sent {} times from host-e to host-w is in {} of them; on host-w's own \
@@ -243,6 +238,16 @@ fn bulk_step(pair: &Pair, from: Side, target: IpAddr) -> Result<((), Step)> {
     .figure("duration_s", transfer.duration.as_secs_f64())
     .figure("bits_per_second", transfer.bits_per_second());
     Ok(((), step))
+}
+
+/// `51840, 51841`, or how many there are where that would be long.
+fn ports(ports: impl Iterator<Item = u16>) -> String {
+    const MOST: usize = 6;
+    let ports: BTreeSet<u16> = ports.collect();
+    if ports.len() > MOST {
+        return format!("{} ports", ports.len());
+    }
+    ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Packets that arrived at the router's interfaces so far.
