@@ -5,7 +5,7 @@
 //!                        LAN and underlay MTU 1500
 //! ```
 
-use crate::harness::{can_run, fail, iperf3, landbridge_pair};
+use crate::harness::{can_run, fail, iperf3, landbridge_pair, part_of_machine};
 use landbridge::lab::{AttachmentKind, Pair, PairOptions, Side, Underlay, ping, tour, transfer};
 use std::{net::IpAddr, path::Path, time::Duration};
 
@@ -97,6 +97,7 @@ fn the_tour_succeeds() {
     if !can_run() {
         return;
     }
+    let _share = part_of_machine();
     let report = tour(Path::new(env!("CARGO_BIN_EXE_landbridge")), true).unwrap();
     let steps = report.steps.iter();
     let failed: Vec<_> = steps.filter(|step| !step.ok).collect();

@@ -9,14 +9,15 @@
 use crate::{
     ethernet::{assert_cross, of_kinds, of_lengths},
     harness::{
-        can_run, nft,
+        can_run, connected, nft, part_of_machine,
         relay::{Impairment, Relay},
         vxlan_pair,
     },
+    path_mtu::set_path_mtu,
 };
 use landbridge::lab::{
-    Capture, Carrier, MARKER, Namespace, Offload, PairOptions, Run, Side, ping, tour_of, transfer,
-    wait_until,
+    Capture, Carrier, MARKER, Namespace, Offload, PairOptions, Run, Side, Underlay, ping, tour_of,
+    transfer, wait_until,
 };
 use std::time::Duration;
 
@@ -113,6 +114,7 @@ fn the_tour_notices_plaintext_and_nothing_else() {
     if !can_run() {
         return;
     }
+    let _share = part_of_machine();
     let report = tour_of(
         PairOptions {
             carrier: Carrier::KernelVxlan,
@@ -128,6 +130,32 @@ fn the_tour_notices_plaintext_and_nothing_else() {
     assert_eq!(report.steps.len(), 8, "{:#?}", report.steps);
     assert_eq!(failed.len(), 1, "{failed:#?}");
     assert!(failed[0].figures["datagrams_with_known_text"] > 0.0, "{failed:#?}");
+}
+
+#[test]
+fn the_path_mtu_is_enforced_with_and_without_icmp() {
+    if !can_run() {
+        return;
+    }
+    for underlay in [Underlay::V4, Underlay::V6] {
+        let pair = connected(PairOptions { underlay, ..PairOptions::default() }, part_of_machine());
+        let target = pair.options.endpoint(Side::West).ip().to_string();
+        let ping = |size: &str| {
+            let argv = ["ping", "-n", "-c", "1", "-W", "0.3", "-M", "do", "-s", size, &target];
+            let output = pair.appliance(Side::East).namespace.exec(&argv).unwrap();
+            (output.status.success(), output.stdout + &output.stderr)
+        };
+        assert!(ping("1400").0);
+        set_path_mtu(&pair, 1300);
+        {
+            let _silence = nft::NoIcmp::new(&pair);
+            let (answered, text) = ping("1400");
+            assert!(!answered && !text.contains("mtu"), "{text}");
+        }
+        let (answered, text) = ping("1400");
+        assert!(!answered && text.contains("1300"), "{text}");
+        assert!(ping("1000").0);
+    }
 }
 
 #[test]

@@ -6,11 +6,14 @@
 //! a failure.
 #![allow(clippy::disallowed_methods)]
 
+mod attachments;
 mod ethernet;
 mod first_contact;
 mod harness;
 mod harness_check;
+mod hostile;
 mod isolation;
+mod path_mtu;
 mod restart;
 mod underlay;
 mod versions;

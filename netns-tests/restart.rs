@@ -5,7 +5,7 @@
 //!                                               restarted
 //! ```
 
-use crate::harness::{can_run, landbridge_pair};
+use crate::harness::{can_run, landbridge_pair_alone};
 use landbridge::lab::{Appliance, PairOptions, Side};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ fn assert_back_soon(end: fn(&mut Appliance)) {
     if !can_run() {
         return;
     }
-    let mut pair = landbridge_pair(PairOptions::default());
+    let mut pair = landbridge_pair_alone(PairOptions::default());
     for side in [Side::West, Side::East] {
         end(pair.appliance_mut(side));
         let start = Instant::now();

@@ -6,7 +6,7 @@
 //!                                              `next-protocol`
 //! ```
 
-use crate::harness::{can_run, connected};
+use crate::harness::{can_run, connected, part_of_machine};
 use landbridge::lab::{Carrier, PairOptions, Side, transfer};
 use std::{path::PathBuf, time::Duration};
 
@@ -26,7 +26,7 @@ fn a_build_talks_to_the_next_version() {
     }
     for binaries in [[this.clone(), next.clone()], [next, this]] {
         let carrier = Carrier::Landbridge(binaries);
-        let pair = connected(PairOptions { carrier, ..PairOptions::default() });
+        let pair = connected(PairOptions { carrier, ..PairOptions::default() }, part_of_machine());
         let (east, west) = (pair.host(Side::East), pair.host(Side::West));
         let second = Duration::from_secs(1);
         transfer(&east.namespace, &west.namespace, west.v4.into(), second).unwrap();

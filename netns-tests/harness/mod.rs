@@ -11,11 +11,31 @@ use landbridge::lab::{Carrier, LabError, Pair, PairOptions, Process, Run, requir
 use std::{
     ops::{Deref, DerefMut},
     path::Path,
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
-/// A pair that prints both appliances' logs when its test fails.
-pub(crate) struct TestPair(Pair);
+/// A pair that prints both appliances' logs when its test fails, and its share of
+/// this machine.
+pub(crate) struct TestPair(Pair, #[expect(dead_code, reason = "held until dropped")] Share);
+
+/// What a test has of this machine: its part, or all of it, because it measures
+/// time.
+pub(crate) enum Share {
+    Part(#[expect(dead_code, reason = "held until dropped")] RwLockReadGuard<'static, ()>),
+    All(#[expect(dead_code, reason = "held until dropped")] RwLockWriteGuard<'static, ()>),
+}
+
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// A part of the machine: tests run side by side.
+pub(crate) fn part_of_machine() -> Share {
+    Share::Part(MACHINE.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn whole_machine() -> Share {
+    Share::All(MACHINE.write().unwrap_or_else(PoisonError::into_inner))
+}
 
 /// Whether this test can run; says so if not.
 ///
@@ -33,21 +53,31 @@ pub(crate) fn can_run() -> bool {
 
 /// A pair by the shipped binary, with its tunnel up.
 pub(crate) fn landbridge_pair(options: PairOptions) -> TestPair {
-    let carrier = Carrier::landbridge(Path::new(env!("CARGO_BIN_EXE_landbridge")));
-    connected(PairOptions { carrier, ..options })
+    connected(with_landbridge(options), part_of_machine())
+}
+
+/// The same, while no other test runs.
+pub(crate) fn landbridge_pair_alone(options: PairOptions) -> TestPair {
+    connected(with_landbridge(options), whole_machine())
 }
 
 /// A pair by the kernel's VXLAN, in the clear: for checks of the harness itself.
 pub(crate) fn vxlan_pair(options: PairOptions) -> TestPair {
-    connected(PairOptions { carrier: Carrier::KernelVxlan, ..options })
+    connected(PairOptions { carrier: Carrier::KernelVxlan, ..options }, part_of_machine())
 }
 
 /// A pair as `options` say, with its tunnel up.
-pub(crate) fn connected(options: PairOptions) -> TestPair {
+pub(crate) fn connected(options: PairOptions, share: Share) -> TestPair {
     let run = Run::new("test").unwrap();
-    let mut pair = TestPair(Pair::new(run, options).unwrap_or_else(|error| fail(&error)));
+    let pair = Pair::new(run, options).unwrap_or_else(|error| fail(&error));
+    let mut pair = TestPair(pair, share);
     pair.wait_for_tunnel().unwrap_or_else(|error| fail(&error));
     pair
+}
+
+fn with_landbridge(options: PairOptions) -> PairOptions {
+    let carrier = Carrier::landbridge(Path::new(env!("CARGO_BIN_EXE_landbridge")));
+    PairOptions { carrier, ..options }
 }
 
 /// Panics with an error and all that caused it.

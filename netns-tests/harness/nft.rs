@@ -33,3 +33,21 @@ impl Drop for Loss<'_> {
         let _ = self.router.exec(&["nft", "delete", "table", "inet", &self.table]);
     }
 }
+
+/// Keeps the router from sending ICMP errors, as bad firewalls do, until dropped.
+pub(crate) struct NoIcmp<'a>(&'a Namespace);
+
+impl<'a> NoIcmp<'a> {
+    pub(crate) fn new(pair: &'a Pair) -> Self {
+        let rules = "table inet no_icmp { chain output { type filter hook output priority 0; \
+                     icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }; }";
+        pair.router.exec(&["nft", rules]).unwrap().success().unwrap();
+        Self(&pair.router)
+    }
+}
+
+impl Drop for NoIcmp<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.exec(&["nft", "delete", "table", "inet", "no_icmp"]);
+    }
+}

@@ -1,6 +1,6 @@
 //! The lab's group file.
 
-use super::{AttachmentKind, PairOptions, Side, pair};
+use super::{AttachmentKind, PairOptions, Side, options as names};
 use std::fmt::Write;
 
 /// The group file of the pair that `options` describe; `public_keys` by
@@ -28,8 +28,8 @@ pub(super) fn group_file(options: &PairOptions, public_keys: [&str; 2]) -> Strin
         let _ = write!(
             text,
             "\n[[network]]\nid = {}\nname = \"{}\"\n{}attach.east = {}\nattach.west = {}\n",
-            pair::network_id(network),
-            pair::network_name(network),
+            names::network_id(network),
+            names::network_name(network),
             options.extra_network_lines,
             attachment(options, Side::East, network),
             attachment(options, Side::West, network),
@@ -42,16 +42,20 @@ fn attachment(options: &PairOptions, side: Side, network: usize) -> String {
     let extra = &options.extra_attachment_fields;
     match options.attachments[side as usize] {
         AttachmentKind::Bridge => {
-            format!("{{ bridge = \"{}\"{extra} }}", pair::bridge_name(network))
+            format!("{{ bridge = \"{}\"{extra} }}", names::bridge_name(network))
         }
         AttachmentKind::Tap => {
-            format!("{{ tap = \"{}\", mtu = {}{extra} }}", pair::tap_name(network), options.lan_mtu)
+            format!(
+                "{{ tap = \"{}\", mtu = {}{extra} }}",
+                names::tap_name(network),
+                options.lan_mtu
+            )
         }
-        AttachmentKind::Nic => format!("{{ nic = \"{}\"{extra} }}", pair::nic_name(network)),
+        AttachmentKind::Nic => format!("{{ nic = \"{}\"{extra} }}", names::nic_name(network)),
         AttachmentKind::Trunk => format!(
             "{{ nic = \"{}\", vlan = {}{extra} }}",
-            pair::nic_name(0),
-            pair::vlan_id(network)
+            names::nic_name(0),
+            names::vlan_id(network)
         ),
     }
 }
