@@ -9,7 +9,7 @@
 use crate::{
     ethernet::{assert_cross, of_kinds, of_lengths},
     harness::{
-        can_run, connected, nft, part_of_machine,
+        TestPair, can_run, connected, nft, part_of_machine,
         relay::{Impairment, Relay},
         vxlan_pair,
     },
@@ -19,7 +19,10 @@ use landbridge::lab::{
     Capture, Carrier, MARKER, Namespace, Offload, PairOptions, Run, Side, Underlay, ping, tour_of,
     transfer, wait_until,
 };
-use std::time::Duration;
+use std::{
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -94,6 +97,67 @@ fn the_relay_duplicates_and_corrupts() {
     let _ = ping(&east.namespace, west.v4.into(), 20);
     let tally = relay.tally(Side::East);
     assert!(tally.duplicated >= 3 && tally.corrupted >= 1, "{tally:?}");
+}
+
+/// A UDP socket in each appliance's namespace, on the appliances' own addresses.
+fn sockets(pair: &TestPair) -> [UdpSocket; 2] {
+    Side::BOTH.map(|side| {
+        let address = pair.options.endpoint(side);
+        let namespace = &pair.appliance(side).namespace;
+        let socket = namespace.enter(|| UdpSocket::bind(address)).unwrap().unwrap();
+        socket.set_read_timeout(Some(5 * SECOND)).unwrap();
+        socket
+    })
+}
+
+fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut buffer = [0; 2000];
+    let (length, from) = socket.recv_from(&mut buffer).unwrap();
+    (buffer[..length].to_vec(), from)
+}
+
+#[test]
+fn the_relay_translates_both_ways() {
+    if !can_run() {
+        return;
+    }
+    let pair = connected(PairOptions::default(), part_of_machine());
+    let relay = Relay::new(&pair, 3);
+    let [east, west] = sockets(&pair);
+    for port_offset in [0, 1000, 60_000] {
+        relay.translate_east(port_offset);
+        east.send_to(b"hello", pair.options.endpoint(Side::West)).unwrap();
+        let (text, from) = receive(&west);
+        let port = PairOptions::PORT.wrapping_add(port_offset);
+        assert_eq!((&text[..], from), (&b"hello"[..], (Relay::NAT_ADDRESS, port).into()));
+        west.send_to(b"back", from).unwrap();
+        assert_eq!(receive(&east), (b"back".to_vec(), pair.options.endpoint(Side::West)));
+    }
+    assert_eq!(relay.tally(Side::East).translated, 3);
+    assert_eq!(relay.tally(Side::West).translated, 3);
+}
+
+#[test]
+fn the_relay_corrupts_records_and_replays() {
+    if !can_run() {
+        return;
+    }
+    for underlay in [Underlay::V4, Underlay::V6] {
+        let pair = connected(PairOptions { underlay, ..PairOptions::default() }, part_of_machine());
+        let relay = Relay::new(&pair, 4);
+        let [east, west] = sockets(&pair);
+        let target = pair.options.endpoint(Side::West);
+        relay.impair(Side::East, Impairment { corruption: 1.0, ..Impairment::default() });
+        let sent = [0_u8; 100];
+        east.send_to(&sent, target).unwrap();
+        let (corrupted, _) = receive(&west);
+        let flipped: u32 = corrupted.iter().map(|byte| byte.count_ones()).sum();
+        assert_eq!((corrupted.len(), flipped), (100, 1));
+        let recorded = relay.recorded(Side::East);
+        let packet = recorded.iter().find(|packet| packet.ends_with(&sent)).unwrap();
+        relay.inject(packet.clone());
+        assert_eq!(receive(&west).0, sent);
+    }
 }
 
 #[test]
