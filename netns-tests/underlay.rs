@@ -49,7 +49,8 @@ fn tcpdump_sees_udp_between_the_appliances_and_nothing_else() {
     let pair = landbridge_pair(PairOptions::default());
     let file = pair.run.directory().join("underlay.pcap");
     let path = file.to_string_lossy();
-    let argv = ["tcpdump", "-Z", "root", "-U", "-ni", "east", "-w", &path, "ip"];
+    let argv =
+        ["tcpdump", "-Z", "root", "-U", "--immediate-mode", "-ni", "east", "-w", &path, "ip"];
     let mut tcpdump = pair.router.spawn(&argv).unwrap();
     wait_until("tcpdump to listen", 5 * SECOND, || {
         let said = tcpdump.stderr();
@@ -61,9 +62,12 @@ fn tcpdump_sees_udp_between_the_appliances_and_nothing_else() {
     let target = west.v4.to_string();
     let argv = ["ping", "-n", "-c", "20", "-i", "0.01", "-s", "1000", "-p", pattern, &target];
     east.namespace.exec(&argv).unwrap().success().unwrap();
+    let bytes = wait_until("tcpdump to write 20 pings and answers", 5 * SECOND, || {
+        let bytes = fs::read(&file).unwrap_or_default();
+        if bytes.len() > 20 * 2 * 1000 { Ok(bytes) } else { Err(format!("{} bytes", bytes.len())) }
+    })
+    .unwrap();
     tcpdump.terminate();
-    let bytes = fs::read(&file).unwrap();
-    assert!(bytes.len() > 20 * 2 * 1000, "tcpdump wrote {} bytes", bytes.len());
     assert!(!bytes.windows(16).any(|window| window == b"Landbridge-ping!"));
     let others = ["tcpdump", "-nr", &path, "not udp"];
     let output = pair.router.exec(&others).unwrap().success().unwrap();

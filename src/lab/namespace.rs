@@ -67,7 +67,10 @@ impl Namespace {
     pub fn ip(&self, words: &str) -> Result<String> {
         let mut argv = vec!["ip", "-n", &self.full_name];
         argv.extend(words.split_whitespace());
-        Ok(Process::start(&self.directory, &argv)?.wait(Self::EXEC_TIMEOUT)?.success()?.stdout)
+        Ok(Process::start(&self.directory, &self.name, &argv)?
+            .wait(Self::EXEC_TIMEOUT)?
+            .success()?
+            .stdout)
     }
 
     /// Sets a sysctl of this namespace; `key` has dots.
@@ -97,7 +100,7 @@ impl Namespace {
     pub fn spawn(&self, argv: &[&str]) -> Result<Process> {
         let mut command = vec!["ip", "netns", "exec", &self.full_name];
         command.extend(argv);
-        Process::start(&self.directory, &command)
+        Process::start(&self.directory, &self.name, &command)
     }
 
     /// Calls `function` on a thread inside. Sockets that it opens stay inside

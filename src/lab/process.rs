@@ -12,8 +12,8 @@ use std::{
 };
 
 /// A running program: its output goes to files, and dropping it ends it
-/// (SIGTERM, at most two seconds, SIGKILL), unless it was [`leave`](Self::leave)t
-/// running.
+/// (SIGTERM, at most two seconds, SIGKILL) and removes them, unless it was told
+/// to outlive the lab's command.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -40,7 +40,8 @@ pub struct Output {
 impl Process {
     const GRACE: Duration = Duration::from_secs(2);
 
-    /// Starts `argv` with its output in new files of `directory`. It gets a
+    /// Starts `argv` with its output in new files of `directory`, named after
+    /// `place`. It gets a
     /// process group of its own, so that Ctrl-C on the terminal reaches the lab
     /// alone, which then ends its processes in order.
     ///
@@ -49,12 +50,12 @@ impl Process {
     ///
     /// # Panics
     /// If `argv` is empty.
-    pub(super) fn start(directory: &Path, argv: &[&str]) -> Result<Self> {
+    pub(super) fn start(directory: &Path, place: &str, argv: &[&str]) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (program, arguments) = argv.split_first().expect("a command has a name");
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let stdout = directory.join(format!("{number}.out"));
-        let stderr = directory.join(format!("{number}.err"));
+        let stdout = directory.join(format!("{place}-{number}.out"));
+        let stderr = directory.join(format!("{place}-{number}.err"));
         let create = |path: &PathBuf| {
             File::create(path).map_err(|source| LabError::File { path: path.clone(), source })
         };
@@ -164,6 +165,8 @@ impl Drop for Process {
     fn drop(&mut self) {
         if !self.leave_running {
             self.terminate();
+            let _ = fs::remove_file(&self.stdout);
+            let _ = fs::remove_file(&self.stderr);
         }
     }
 }
@@ -197,9 +200,12 @@ mod tests {
     #[test]
     fn keeps_output_and_status() {
         let directory = tempfile::tempdir().unwrap();
-        let mut process =
-            Process::start(directory.path(), &["sh", "-c", "echo out; echo err >&2; exit 3"])
-                .unwrap();
+        let mut process = Process::start(
+            directory.path(),
+            "here",
+            &["sh", "-c", "echo out; echo err >&2; exit 3"],
+        )
+        .unwrap();
         let output = process.wait(Duration::from_secs(5)).unwrap();
         assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("out\n", "err\n"));
         assert_eq!(output.status.code(), Some(3));
@@ -211,7 +217,8 @@ mod tests {
     fn ends_what_ignores_sigterm() {
         let directory = tempfile::tempdir().unwrap();
         let script = "trap '' TERM; echo ready; while :; do read x </dev/zero & wait; done";
-        let mut process = Process::start(directory.path(), &["bash", "-c", script]).unwrap();
+        let mut process =
+            Process::start(directory.path(), "here", &["bash", "-c", script]).unwrap();
         wait_until("the trap", Duration::from_secs(5), || {
             if process.stdout() == "ready\n" { Ok(()) } else { Err(process.stdout()) }
         })
@@ -223,7 +230,8 @@ mod tests {
     #[test]
     fn says_what_cannot_be_started() {
         let directory = tempfile::tempdir().unwrap();
-        let error = Process::start(directory.path(), &["no-such-program", "x"]).unwrap_err();
+        let error =
+            Process::start(directory.path(), "here", &["no-such-program", "x"]).unwrap_err();
         assert_eq!(error.to_string(), "cannot start `no-such-program x`");
     }
 }

@@ -121,7 +121,7 @@ impl Run {
     /// # Errors
     /// As for [`Process::wait`]; how the program ended is in the output.
     pub fn command(&self, argv: &[&str]) -> Result<Output> {
-        Process::start(&self.directory, argv)?.wait(Duration::from_secs(30))
+        Process::start(&self.directory, "command", argv)?.wait(Duration::from_secs(30))
     }
 
     /// Removes what runs whose process no longer lives left behind, and with

@@ -90,16 +90,20 @@ struct Tour {
 impl Tour {
     /// Err ends the tour; it has been reported as a failed step then.
     fn take(&mut self, run: Run, options: PairOptions) -> Result<()> {
-        let (mut pair, capture) = self.step("Two sites, and a tunnel between them", || {
+        let (mut pair, capture) = self.step("Two sites on an IP network", || {
             let start = Instant::now();
             let pair = Pair::new(run, options)?;
             let built = start.elapsed();
             let capture = Capture::start(&pair.router, &["east", "west"], MARKER)?;
-            let step = Step::found(format!("hosts, bridges, router: {} ms", built.as_millis()))
-                .figure("build_ms", built.as_secs_f64() * 1e3);
+            let step = Step::found(format!(
+                "hosts, bridges, appliances and a router, made in {} ms",
+                built.as_millis()
+            ))
+            .figure("build_ms", built.as_secs_f64() * 1e3);
             Ok(((pair, capture), step))
         })?;
         let travelled = self.travel(&mut pair, capture);
+        super::wait::check()?;
         if travelled.is_err() || self.report.steps.iter().any(|step| !step.ok) {
             self.printer.text(&pair.logs());
         }
@@ -123,7 +127,7 @@ impl Tour {
         let east = IpAddr::from(pair.host(Side::East).v6);
         let _ = self
             .step("A bulk TCP transfer, IPv6, west to east", || bulk_step(pair, Side::West, east));
-        super::wait::check()
+        Ok(())
     }
 
     /// Takes one step and reports it, failed or not.
@@ -207,7 +211,7 @@ fn ciphertext_step(pair: &Pair, capture: Capture, before: u64) -> Result<((), St
         "a known text sent {} times from host-e to host-w is in {} of them; on host-w's own \
          cable, the same search finds it in {} frames",
         grouped(SENT_BYTES / MARKER.len() as u64),
-        on_underlay.with_text,
+        grouped(on_underlay.with_text),
         grouped(on_lan.with_text),
     ))
     .figure("datagrams", on_underlay.datagrams() as f64)
