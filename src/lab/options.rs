@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What a [`Pair`] is made of.
+/// What a [`Pair`](super::Pair) is made of.
 #[derive(Debug, Clone)]
 pub struct PairOptions {
     /// MTU of hosts and bridges, in bytes of IP.
@@ -59,7 +59,7 @@ pub enum AttachmentKind {
     /// `bridge = "br-<id>"`, with the hosts on that bridge.
     Bridge,
     /// `tap = "tap-<id>"`; a bridge that Landbridge knows nothing about joins it
-    /// with the hosts ([`Pair::join_taps`]).
+    /// with the hosts ([`Pair::join_taps`](super::Pair::join_taps)).
     Tap,
     /// `nic = "lan<n>"`, cabled straight to one host.
     Nic,
