@@ -139,9 +139,9 @@ impl Topology {
                 .map(|at| SiteIndex(at as u16))
                 .filter(|at| *at != site && network.attachment(*at).is_some())
                 .collect();
-            let attachment = network.attachment(site).map(|attachment| {
-                attach(&mut ports, NetworkIndex(index as u16), &attachment.kind)
-            });
+            let attachment = network
+                .attachment(site)
+                .map(|attachment| attach(&mut ports, NetworkIndex(index as u16), &attachment.kind));
             networks.push(Network {
                 id: network.id,
                 name: network.name.clone(),

@@ -1,6 +1,7 @@
 //! Command line: one file per sub-command.
 
 pub mod counters;
+pub mod genkey;
 pub mod lab;
 pub mod macs;
 pub mod run;
@@ -20,6 +21,18 @@ struct CommandLine {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Prints a new private key, like `wg genkey`
+    ///
+    /// Example: landbridge genkey > east-1.key
+    Genkey,
+    /// Reads a private key from standard input and prints its public key
+    ///
+    /// Example: landbridge pubkey < east-1.key
+    Pubkey,
+    /// Prints a new preshared key, like `wg genpsk`
+    ///
+    /// Example: landbridge genpsk > group.psk
+    Genpsk,
     Run(run::Arguments),
     Status(status::Arguments),
     Macs(macs::Arguments),
@@ -31,6 +44,9 @@ enum Command {
 /// 1 for failure, 2 for wrong usage.
 pub fn main() -> ExitCode {
     let result = match CommandLine::parse().command {
+        Command::Genkey => genkey::private_key(),
+        Command::Pubkey => genkey::public_key(),
+        Command::Genpsk => genkey::preshared_key(),
         Command::Run(arguments) => run::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Macs(arguments) => macs::run(&arguments),

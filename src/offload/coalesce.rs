@@ -1,0 +1,1 @@
+//! Generic receive offload (GRO) in software.
