@@ -121,7 +121,7 @@ mod tests {
         fn equals_frames_built_one_by_one((spec, size) in superframe_spec()) {
             let emitted = segments(&spec.build_unfinished(), &spec.offload(size));
             prop_assert_eq!(&emitted, &spec.expected_segments(size));
-            let mut payload = Vec::new();
+            let mut payload: Vec<u8> = Vec::new();
             for frame in &emitted {
                 prop_assert!(checksum::verify(frame));
                 let headers = Headers::parse(frame).unwrap();

@@ -1,1 +1,0 @@
-//! Generic receive offload (GRO) in software.
