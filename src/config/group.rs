@@ -257,8 +257,7 @@ fn read_network(
     reader.known_fields(table, &[ID, NAME, MAX_MACS, AGEING_S, ATTACH]);
     let id = reader.required(table, ID).and_then(|value| {
         let id = reader.number(value, "network id", 1..=(1 << 24) - 1)?;
-        reader.unique("network id", &id.to_string(), value.span());
-        Some(NetworkId(id))
+        reader.unique("network id", &id.to_string(), value.span()).then_some(NetworkId(id))
     });
     let name = required_name(reader, table, "network name");
     if let Some(name) = name {
@@ -278,6 +277,8 @@ fn read_network(
         let index = sites.get(&**site.get_ref()).copied();
         match index {
             Some(index) => attached[usize::from(index.0)] = true,
+            // A site whose name is wrong or taken may be the one that is meant.
+            None if sites.len() < attached.len() => {}
             None => report_unknown_site(reader, site.span(), site.get_ref(), sites),
         }
         let attachment = read_attachment(reader, value, site.get_ref(), id);

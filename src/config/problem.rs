@@ -154,8 +154,11 @@ pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
     if word.len() > QUOTE_CHARS {
         return None;
     }
-    let near = known.into_iter().map(|known| (strsim::jaro_winkler(word, known), known));
-    near.filter(|(score, _)| *score > 0.75).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k)
+    let near = known
+        .into_iter()
+        .map(|known| (strsim::normalized_damerau_levenshtein(word, known), known))
+        .filter(|(likeness, _)| *likeness > 0.5);
+    near.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, known)| known)
 }
 
 fn printable(char: char) -> char {

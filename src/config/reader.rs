@@ -94,15 +94,26 @@ impl<'s> Reader<'s> {
     }
 
     /// Reports the TOML parser's errors, one per line: the first says it best.
+    /// A `}` that is missing makes one on each line that follows: those are one.
     pub(super) fn syntax_errors(&mut self, errors: &[toml::de::Error]) {
+        let mut unclosed_until = None;
         for error in errors {
             let span = error.span().unwrap_or_default();
             let line = self.source.line(span.start);
-            let mut message = error.message().replace('\n', ", ");
-            if message == "duplicate key" {
-                message = format!("duplicate key {}", quote(self.source.slice(&span)));
+            let message = error.message().replace('\n', ", ");
+            let in_inline_table =
+                message.contains("between key-value pairs") || message.contains("inline table");
+            if in_inline_table && unclosed_until.is_some_and(|until| line <= until + 1) {
+                unclosed_until = Some(line);
+            } else if in_inline_table {
+                unclosed_until = Some(line);
+                self.report(span, message, "is a `}` missing above?");
+            } else if message == "duplicate key" {
+                let key = quote(self.source.slice(&span));
+                self.report(span, format!("duplicate key {key}"), "");
+            } else {
+                self.report(span, message, "");
             }
-            self.report(span, message, "");
             self.damaged_lines.insert(line);
         }
     }
@@ -133,7 +144,10 @@ impl<'s> Reader<'s> {
         field: Field,
     ) -> Option<&'t Value<'t>> {
         let value = table.entries.get(field.name);
-        if value.is_none() {
+        // A misspelt one was reported already.
+        let misspelt =
+            table.entries.keys().any(|key| nearest(key.get_ref(), [field.name]).is_some());
+        if value.is_none() && !misspelt {
             let message = format!("missing field `{}` in {}", field.name, table.place);
             let suggestion = format!("add `{} = {}`", field.name, field.example);
             self.report_absence(table.span.clone(), message, suggestion);
@@ -240,25 +254,16 @@ impl<'s> Reader<'s> {
         None
     }
 
-    /// Reports the second and later uses of what must be unique. `what` names
-    /// both the thing and the space in which it must be unique.
-    pub(super) fn unique(&mut self, what: &'static str, text: &str, span: Range<usize>) {
-        self.unique_in(what, "", text, span);
-    }
-
-    /// [`Self::unique`] within a part of the group that `scope` names.
-    pub(super) fn unique_in(
-        &mut self,
-        what: &'static str,
-        scope: &str,
-        text: &str,
-        span: Range<usize>,
-    ) {
-        if let Err(line) = self.first_use(what, format!("{scope}\0{text}"), &span) {
+    /// Reports the second and later uses of what must be unique in the group;
+    /// whether this is the first.
+    pub(super) fn unique(&mut self, what: &'static str, text: &str, span: Range<usize>) -> bool {
+        let first = self.first_use(what, text.to_owned(), &span);
+        if let Err(line) = first {
             let message =
                 format!("{what} {} is used twice: first used at line {line}", quote(text));
             self.report(span, message, "each needs its own");
         }
+        first.is_ok()
     }
 
     /// Remembers a use; the line of the first one if there was one already.

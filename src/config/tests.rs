@@ -150,7 +150,8 @@ fn mistakes_in_sites() {
     );
     check("nLxAGz", "!LxAGz", 13, "is not valid: the key is not valid base64", "landbridge pubkey");
     check("nLxAGzJnbVYF5UMGdcR1ZvNBSPUhqcPi4hQcVLLZb0I=", "AAAA", 13, "3 bytes", "pubkey");
-    check("public_key = \"nLx", "pubkey = \"nLx", 11, "missing field `public_key`", "add");
+    check("public_key = \"nLx", "pubkey = \"nLx", 13, "unknown field `pubkey`", "`public_key`");
+    check("public_key = \"nLx", "#", 11, "missing field `public_key`", "add");
 }
 
 #[test]
@@ -234,7 +235,10 @@ fn mistakes_in_networks() {
     ] {
         check(old, new, line, message, suggestion);
     }
-    check("[[network]]\nid = 200", "[[network]]\n[[network]]\nid = 200", 20, "", "");
+    let empty =
+        problems(&GOOD.replace("[[network]]\nid = 200", "[[network]]\n[[network]]\nid = 200"));
+    assert_eq!(empty.len(), 3, "id, name, attachments: {empty:?}");
+    assert!(empty.iter().all(|(line, ..)| *line == 20), "{empty:?}");
 }
 
 #[test]
@@ -318,7 +322,7 @@ fn syntax_errors() {
         ("name = \"g\"", "name = g", 2),
         ("name = \"g\"", "name = \"g\"\nname = \"h\"", 3),
         ("[[network]]", "[[network]", 15),
-        ("attach.east = { bridge = \"br-app\" }", "attach.east = { bridge = \"br-app\"", 18),
+        ("attach.east = { bridge = \"br-app\" }", "attach.east = { bridge = \"br-app\"", 19),
         ("id = 100", "id = ", 16),
     ] {
         let found = problems(&GOOD.replacen(old, new, 1));
