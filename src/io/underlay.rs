@@ -258,7 +258,9 @@ impl UnderlaySocket {
                 }
             }
             Some(libc::ENOBUFS) => Err(TransmitError::Full),
-            Some(libc::EINVAL | libc::EADDRNOTAVAIL) if path.local.is_some() => {
+            Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH)
+                if path.local.is_some() =>
+            {
                 // The source address is gone; quinn-udp took it for a refusal of GSO.
                 if let Ok(state) = UdpSocketState::new((&self.socket).into()) {
                     self.state.replace(state);
