@@ -229,7 +229,8 @@ impl UnderlaySocket {
                 segment_size: Some(size),
                 src_ip: path.local,
             };
-            match self.state.borrow().try_send((&self.socket).into(), &transmit) {
+            let sent = self.state.borrow().try_send((&self.socket).into(), &transmit);
+            match sent {
                 Ok(()) => {
                     rest = after;
                     continue;
