@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn flags_go_where_they_belong() {
-        let flags = 0xff & !0x02 & !0x04;
+        let flags = !0x02 & !0x04;
         let spec = FrameSpec { flags, payload: vec![7; 25], ..FrameSpec::default() };
         let emitted = segments(&spec.build_unfinished(), &spec.offload(10));
         let flags: Vec<u8> = emitted.iter().map(|frame| frame[47]).collect();
