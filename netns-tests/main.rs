@@ -1,0 +1,19 @@
+//! The shipped binary between real hosts, in network namespaces.
+//!
+//! Every test builds its own topology, drawn at the top of its file, with names
+//! of its own, and everything is gone when it ends, also by a panic. Without
+//! root a test says that it was skipped; with `LANDBRIDGE_REQUIRE_ROOT=1` that is
+//! a failure.
+#![allow(clippy::disallowed_methods)]
+
+mod attachments;
+mod ethernet;
+mod first_contact;
+mod harness;
+mod harness_check;
+mod hostile;
+mod isolation;
+mod path_mtu;
+mod restart;
+mod underlay;
+mod versions;

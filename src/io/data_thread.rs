@@ -1,0 +1,385 @@
+//! The data thread: one [`Worker`], its queues of every attachment and its two
+//! sockets, run to completion.
+#![allow(clippy::disallowed_methods)]
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use tokio::sync::mpsc;
+
+use super::{
+    clock,
+    lan::{self, FRAME_BUFFER_LENGTH, LanQueue, ReceiveError},
+    underlay::{ReceiveBuffers, SocketPair},
+};
+use crate::{
+    node::{Counter, DeliverError, Outlet, Worker, WorkerCommand, WorkerEvent},
+    offload::Offload,
+    topology::PortIndex,
+    tunnel::{Path, SocketRole, TransmitError},
+    wire::ethernet::VlanTag,
+};
+
+/// Commands that may wait for a thread.
+const COMMANDS_MAX: usize = 1024;
+/// Frames read from an attachment before the tunnel side is served: fewer cost
+/// throughput (a burst is what fills datagrams and GSO sends).
+const FRAMES_PER_TURN: usize = 16;
+/// The thread shows that it is alive at least this often.
+const WAIT_MAX_NS: u64 = 1_000_000_000;
+const EPOLL_EVENTS: usize = 64;
+
+const TOKEN_WAKE: u64 = u64::MAX;
+const TOKEN_LISTENER: u64 = u64::MAX - 1;
+const TOKEN_DIALER: u64 = u64::MAX - 2;
+
+/// What the control thread asks of a data thread.
+pub enum ThreadCommand {
+    /// For its worker.
+    Worker(WorkerCommand),
+    /// Use this queue for that port from now on.
+    Attach {
+        /// The port.
+        port: PortIndex,
+        /// Its queue.
+        queue: LanQueue,
+    },
+    /// The port's queue is dead.
+    Detach {
+        /// The port.
+        port: PortIndex,
+    },
+    /// End.
+    Stop,
+}
+
+/// The control thread's end of a data thread.
+pub struct DataThread {
+    commands: Sender<ThreadCommand>,
+    wake: Arc<OwnedFd>,
+    alive_at: Arc<AtomicU64>,
+    sockets: Arc<SharedSockets>,
+    handle: Option<JoinHandle<()>>,
+}
+
+/// The pair is used by its thread alone; the control thread only asks the
+/// kernel for its drop counters.
+struct SharedSockets(OwnedFd, OwnedFd);
+
+/// The data thread could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start a data thread: {step}")]
+pub struct StartError {
+    step: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+impl DataThread {
+    /// Starts the thread of `worker`.
+    ///
+    /// # Errors
+    /// Where the kernel has no thread or file descriptor left.
+    pub fn start(
+        name: String,
+        worker: Worker,
+        sockets: SocketPair,
+        events: mpsc::Sender<WorkerEvent>,
+    ) -> Result<Self, StartError> {
+        let failed =
+            |step| move |errno: rustix::io::Errno| StartError { step, source: errno.into() };
+        let (sender, commands) = crossbeam_channel::bounded(COMMANDS_MAX);
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(failed("eventfd"))?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll_create"))?;
+        for (fd, token) in [
+            (wake.as_fd(), TOKEN_WAKE),
+            (sockets.listener.as_fd(), TOKEN_LISTENER),
+            (sockets.dialer.as_fd(), TOKEN_DIALER),
+        ] {
+            watch(&epoll, fd, token).map_err(failed("epoll_ctl"))?;
+        }
+        let duplicate = |socket: &super::underlay::UnderlaySocket| {
+            socket
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(|source| StartError { step: "duplicating a socket", source })
+        };
+        let shared = SharedSockets(duplicate(&sockets.listener)?, duplicate(&sockets.dialer)?);
+        let wake = Arc::new(wake);
+        let alive_at = Arc::new(AtomicU64::new(clock::now().as_nanos()));
+        let thread = Thread {
+            worker,
+            outlet: LanAndUnderlay { lan: Vec::new(), sockets },
+            commands,
+            events,
+            wake: wake.clone(),
+            alive_at: alive_at.clone(),
+            epoll,
+            frame: vec![0; FRAME_BUFFER_LENGTH].into_boxed_slice(),
+            datagrams: ReceiveBuffers::default(),
+        };
+        let handle = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || thread.run())
+            .map_err(|source| StartError { step: "spawning it", source })?;
+        Ok(Self {
+            commands: sender,
+            wake,
+            alive_at,
+            sockets: Arc::new(shared),
+            handle: Some(handle),
+        })
+    }
+
+    /// Hands over a command. Returns `false` where the thread has ended or is
+    /// so far behind that its queue is full.
+    pub fn send(&self, command: ThreadCommand) -> bool {
+        match self.commands.try_send(command) {
+            Ok(()) => {
+                let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+                true
+            }
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+        }
+    }
+
+    /// When the thread last showed that it is alive, ns on [`clock`].
+    pub fn alive_at(&self) -> u64 {
+        self.alive_at.load(Relaxed)
+    }
+
+    /// Datagrams that the kernel dropped for want of buffer.
+    pub fn kernel_drops(&self) -> u64 {
+        super::underlay::dropped(self.sockets.0.as_fd())
+            + super::underlay::dropped(self.sockets.1.as_fd())
+    }
+
+    /// Ends the thread and waits for it.
+    pub fn stop(mut self) {
+        self.send(ThreadCommand::Stop);
+        if let Some(handle) = self.handle.take() {
+            let _ = handle.join();
+        }
+    }
+}
+
+fn watch(epoll: &OwnedFd, fd: impl AsFd, token: u64) -> rustix::io::Result<()> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
+}
+
+struct Thread {
+    worker: Worker,
+    outlet: LanAndUnderlay,
+    commands: Receiver<ThreadCommand>,
+    events: mpsc::Sender<WorkerEvent>,
+    wake: Arc<OwnedFd>,
+    alive_at: Arc<AtomicU64>,
+    epoll: OwnedFd,
+    frame: Box<[u8]>,
+    datagrams: ReceiveBuffers,
+}
+
+/// The worker's way out: this thread's queues and sockets.
+struct LanAndUnderlay {
+    /// By [`PortIndex`].
+    lan: Vec<Option<LanQueue>>,
+    sockets: SocketPair,
+}
+
+impl Thread {
+    fn run(mut self) {
+        let mut ready = Vec::with_capacity(EPOLL_EVENTS);
+        loop {
+            ready.clear();
+            let timeout = self.timeout();
+            let _ = epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut ready),
+                Some(&timeout),
+            );
+            let now = clock::now();
+            self.alive_at.store(now.as_nanos(), Relaxed);
+            if !self.take_commands() {
+                return;
+            }
+            for event in &ready {
+                match event.data.u64() {
+                    TOKEN_WAKE => {
+                        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+                    }
+                    TOKEN_LISTENER => {
+                        if !self.receive_datagrams(SocketRole::Listener) {
+                            return;
+                        }
+                    }
+                    TOKEN_DIALER => {
+                        if !self.receive_datagrams(SocketRole::Dialer) {
+                            return;
+                        }
+                    }
+                    port => self.receive_frames(PortIndex(port as u16)),
+                }
+            }
+            let now = clock::now();
+            if self.worker.poll_timeout().is_some_and(|at| at <= now) {
+                self.worker.handle_timeout(now, &mut self.outlet);
+            }
+            while let Some(event) = self.worker.poll_event() {
+                // A control thread that is behind asks the statistics instead.
+                let _ = self.events.try_send(event);
+            }
+        }
+    }
+
+    fn timeout(&self) -> Timespec {
+        let wait = self
+            .worker
+            .poll_timeout()
+            .map_or(WAIT_MAX_NS, |at| at.as_nanos().saturating_sub(clock::now().as_nanos()))
+            .min(WAIT_MAX_NS);
+        Timespec { tv_sec: (wait / 1_000_000_000) as i64, tv_nsec: (wait % 1_000_000_000) as i64 }
+    }
+
+    /// Carries out what the control thread wants; `false` ends the thread.
+    fn take_commands(&mut self) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                ThreadCommand::Worker(command) => {
+                    self.worker.handle_command(clock::now(), command);
+                }
+                ThreadCommand::Attach { port, queue } => self.attach(port, queue),
+                ThreadCommand::Detach { port } => self.detach(port),
+                ThreadCommand::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn attach(&mut self, port: PortIndex, queue: LanQueue) {
+        self.detach(port);
+        let index = usize::from(port.0);
+        if self.outlet.lan.len() <= index {
+            self.outlet.lan.resize_with(index + 1, || None);
+        }
+        if let Err(errno) = watch(&self.epoll, &queue, u64::from(port.0)) {
+            tracing::error!(port = port.0, %errno, "cannot watch a queue of the LAN");
+            return;
+        }
+        self.outlet.lan[index] = Some(queue);
+    }
+
+    fn detach(&mut self, port: PortIndex) {
+        if let Some(queue) = self.outlet.lan.get_mut(usize::from(port.0)).and_then(Option::take) {
+            let _ = epoll::delete(&self.epoll, &queue);
+        }
+    }
+
+    fn receive_frames(&mut self, port: PortIndex) {
+        let now = clock::now();
+        let keeps_tags = self.worker.keeps_tags(port);
+        for _ in 0..FRAMES_PER_TURN {
+            let Some(Some(queue)) = self.outlet.lan.get_mut(usize::from(port.0)) else { return };
+            match queue.receive(&mut self.frame) {
+                Ok(Some(mut received)) => {
+                    if keeps_tags {
+                        received.inline_vlan();
+                    }
+                    let (vlan, offload) = (received.vlan, received.offload);
+                    let frame = received.frame();
+                    self.worker.handle_frame(now, port, vlan, offload, frame, &mut self.outlet);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    if !self.count_receive_error(port, &error) {
+                        break;
+                    }
+                }
+            }
+        }
+        self.worker.flush(now, &mut self.outlet);
+    }
+
+    /// Returns whether the queue may be read again.
+    #[cold]
+    fn count_receive_error(&mut self, port: PortIndex, error: &ReceiveError) -> bool {
+        match error {
+            ReceiveError::InvalidHeader(_) | ReceiveError::Inexpressible => {
+                self.worker.count(Counter::LanOffload);
+                true
+            }
+            ReceiveError::Length { .. } => {
+                self.worker.count(Counter::LanLength);
+                true
+            }
+            ReceiveError::Down => false,
+            ReceiveError::Gone => {
+                self.detach(port);
+                false
+            }
+            ReceiveError::Kernel(_) => {
+                self.worker.count(Counter::LanReceive);
+                false
+            }
+        }
+    }
+
+    /// Returns `false` where the thread is to end.
+    fn receive_datagrams(&mut self, role: SocketRole) -> bool {
+        if !self.outlet.sockets.get(role).receive(&mut self.datagrams) {
+            return true;
+        }
+        // A session's keys are sent here before the peer can use them: having
+        // the datagram, the command is there, too.
+        if !self.take_commands() {
+            return false;
+        }
+        let now = clock::now();
+        let Self { worker, outlet, datagrams, .. } = self;
+        datagrams.drain(|path, datagram| worker.handle_datagram(now, path, datagram, outlet));
+        true
+    }
+}
+
+impl Outlet for LanAndUnderlay {
+    #[inline]
+    fn transmit(
+        &mut self,
+        path: &Path,
+        size: usize,
+        datagrams: &[u8],
+    ) -> Result<(), TransmitError> {
+        self.sockets.get(path.socket).transmit(path, size, datagrams)
+    }
+
+    #[inline]
+    fn deliver(
+        &mut self,
+        port: PortIndex,
+        vlan: Option<VlanTag>,
+        offload: &Offload,
+        frame: &[u8],
+    ) -> Result<(), DeliverError> {
+        let Some(Some(queue)) = self.lan.get_mut(usize::from(port.0)) else {
+            return Err(DeliverError::NotUp);
+        };
+        queue.transmit(vlan, offload, frame).map_err(|error| match error {
+            lan::TransmitError::Full => DeliverError::Full,
+            lan::TransmitError::InvalidOffload(_) | lan::TransmitError::TooShort { .. } => {
+                DeliverError::InvalidOffload
+            }
+            lan::TransmitError::TooBig { .. } => DeliverError::TooBig,
+            lan::TransmitError::Down | lan::TransmitError::Gone => DeliverError::NotUp,
+            lan::TransmitError::Kernel(_) => DeliverError::Refused,
+        })
+    }
+}

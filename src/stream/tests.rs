@@ -1,0 +1,239 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    offload::Offload,
+    time::Instant,
+    topology::NetworkId,
+    wire::{
+        datagram::{HEADER_LENGTH, POSITION_LENGTH, Position, STREAM_OVERHEAD, TAG_LENGTH},
+        record::{self, Prefix},
+    },
+};
+
+/// A datagram as the unpacker sees it after authentication.
+#[derive(Clone, Debug)]
+struct Sent {
+    counter: u64,
+    position: Position,
+    bytes: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Collected {
+    frames: Vec<Vec<u8>>,
+    events: Vec<(StreamEvent, u64)>,
+}
+
+impl Collected {
+    fn count(&self, wanted: StreamEvent) -> u64 {
+        self.events.iter().filter(|(event, _)| *event == wanted).map(|(_, amount)| amount).sum()
+    }
+}
+
+impl StreamSink for Collected {
+    fn record(&mut self, bytes: &[u8]) {
+        self.frames.push(record::parse(bytes).expect("whole records only").frame.to_vec());
+    }
+
+    fn event(&mut self, event: StreamEvent, amount: u64) {
+        self.events.push((event, amount));
+    }
+}
+
+/// Packs bursts of frames; a `gap` of counters before a burst stands for signals.
+fn pack(size: usize, bursts: &[(u8, Vec<Vec<u8>>)]) -> Vec<Sent> {
+    let mut packer = Packer::new(size);
+    let mut sent = Vec::new();
+    let mut counter = 0;
+    for (gap, burst) in bursts {
+        counter += u64::from(*gap);
+        let mut skipped = *gap;
+        let mut drain = |packer: &mut Packer| {
+            let (size, batch) = packer.take();
+            for datagram in batch.chunks(size) {
+                let plaintext = &datagram[HEADER_LENGTH..datagram.len() - TAG_LENGTH];
+                let (position, bytes) = plaintext.split_first_chunk::<POSITION_LENGTH>().unwrap();
+                let position =
+                    Position { skipped: std::mem::take(&mut skipped), ..Position::parse(position) };
+                sent.push(Sent { counter, position, bytes: bytes.to_vec() });
+                counter += 1;
+            }
+        };
+        for frame in burst {
+            let prefix = Prefix::new(NetworkId(7), Offload::default(), frame.len());
+            if packer.is_full() {
+                drain(&mut packer);
+            }
+            packer.begin_record();
+            for part in [prefix.as_bytes(), frame] {
+                let mut rest = part;
+                while !rest.is_empty() {
+                    if packer.is_full() {
+                        drain(&mut packer);
+                    }
+                    rest = &rest[packer.write(rest)..];
+                }
+            }
+        }
+        drain(&mut packer);
+        assert!(packer.is_empty());
+    }
+    sent
+}
+
+fn at(millis: u64) -> Instant {
+    Instant::ZERO + Duration::from_millis(millis)
+}
+
+fn unpack(datagrams: &[Sent]) -> Collected {
+    let mut unpacker = Unpacker::default();
+    let mut collected = Collected::default();
+    for datagram in datagrams {
+        unpacker.receive(
+            at(0),
+            datagram.counter,
+            datagram.position,
+            &datagram.bytes,
+            &mut collected,
+        );
+    }
+    let mut now = at(1);
+    while unpacker.deadline().is_some() {
+        unpacker.expire(now, &mut collected);
+        now = now + HOLD_MAX;
+    }
+    collected
+}
+
+fn frame(length: usize, fill: u8) -> Vec<u8> {
+    (0..length).map(|at| (at as u8).wrapping_mul(31).wrapping_add(fill)).collect()
+}
+
+fn bursts() -> impl Strategy<Value = Vec<(u8, Vec<Vec<u8>>)>> {
+    let length = prop_oneof![
+        14usize..200,
+        1400usize..1600,
+        8000usize..9300,
+        60_000usize..record::FRAME_LENGTH_MAX + 1
+    ];
+    let frame = (length, any::<u8>()).prop_map(|(length, fill)| frame(length, fill));
+    let burst = prop::collection::vec(frame, 1..6);
+    prop::collection::vec((0u8..3, burst), 1..5)
+}
+
+fn frames(bursts: &[(u8, Vec<Vec<u8>>)]) -> Vec<Vec<u8>> {
+    bursts.iter().flat_map(|(_, burst)| burst.clone()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_goes_in_comes_out(size in STREAM_OVERHEAD + 1..3000, bursts in bursts()) {
+        // Tiny datagrams make the case slow, not more telling.
+        let size = if size < 200 { 200 } else { size };
+        let collected = unpack(&pack(size, &bursts));
+        prop_assert_eq!(collected.frames, frames(&bursts));
+        prop_assert!(collected.events.is_empty(), "{:?}", collected.events);
+    }
+
+    #[test]
+    fn shuffled_within_the_window_comes_out_in_order(bursts in bursts(), seed: u64) {
+        let mut sent = pack(1400, &bursts);
+        let mut state = seed;
+        for chunk in sent.chunks_mut(HELD_MAX / 2) {
+            for index in (1..chunk.len()).rev() {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                chunk.swap(index, (state >> 33) as usize % (index + 1));
+            }
+        }
+        let collected = unpack(&sent);
+        prop_assert_eq!(&collected.frames, &frames(&bursts));
+        prop_assert_eq!(collected.count(StreamEvent::Missing), 0);
+    }
+
+    #[test]
+    fn losses_cost_only_the_records_that_they_touch(bursts in bursts(), lost in prop::collection::vec(any::<bool>(), 500)) {
+        let sent = pack(1400, &bursts);
+        let kept: Vec<Sent> =
+            sent.iter().filter(|datagram| !lost.get(datagram.counter as usize).unwrap_or(&false)).cloned().collect();
+        let collected = unpack(&kept);
+        let all = frames(&bursts);
+        let mut untouched = Vec::new();
+        let mut place = 0usize;
+        let mut spans = Vec::new();
+        for datagram in &sent {
+            spans.push((place..place + datagram.bytes.len(), kept.iter().any(|k| k.counter == datagram.counter)));
+            place += datagram.bytes.len();
+        }
+        let mut start = 0;
+        for frame in &all {
+            let end = start + record::HEADER_LENGTH + 3 + frame.len();
+            if spans.iter().all(|(span, kept)| *kept || span.end <= start || span.start >= end) {
+                untouched.push(frame.clone());
+            }
+            start = end;
+        }
+        prop_assert_eq!(collected.frames, untouched);
+    }
+
+    #[test]
+    fn arbitrary_datagrams_never_panic(
+        datagrams in prop::collection::vec((0u64..300, any::<Option<u16>>(), any::<u8>(), 0u32..70_000, prop::collection::vec(any::<u8>(), 0..50)), 0..200)
+    ) {
+        struct Ignore;
+        impl StreamSink for Ignore {
+            fn record(&mut self, _: &[u8]) {}
+            fn event(&mut self, _: StreamEvent, _: u64) {}
+        }
+        let mut unpacker = Unpacker::default();
+        for (counter, first_record, skipped, record_offset, bytes) in datagrams {
+            unpacker.receive(at(0), counter, Position { first_record, skipped, record_offset }, &bytes, &mut Ignore);
+            unpacker.receive_signal(at(0), counter + 3, &mut Ignore);
+        }
+        unpacker.expire(at(5), &mut Ignore);
+    }
+}
+
+#[test]
+fn a_hole_is_waited_for_and_then_given_up() {
+    let sent =
+        pack(200, &[(0, vec![frame(14, 1)]), (0, vec![frame(14, 2)]), (0, vec![frame(14, 3)])]);
+    let mut unpacker = Unpacker::default();
+    let mut collected = Collected::default();
+    let give = |unpacker: &mut Unpacker, collected: &mut Collected, index: usize, now| {
+        let Sent { counter, position, bytes } = &sent[index];
+        unpacker.receive(now, *counter, *position, bytes, collected);
+    };
+    give(&mut unpacker, &mut collected, 0, at(0));
+    give(&mut unpacker, &mut collected, 2, at(0));
+    assert_eq!(collected.frames.len(), 1);
+    assert_eq!(unpacker.deadline(), Some(at(0) + HOLD_MAX));
+    unpacker.expire(at(0), &mut collected);
+    assert_eq!(collected.frames.len(), 1, "not before its time");
+    unpacker.expire(at(1), &mut collected);
+    assert_eq!(collected.frames, [frame(14, 1), frame(14, 3)]);
+    assert_eq!(collected.count(StreamEvent::Missing), 1);
+    assert_eq!(unpacker.deadline(), None);
+    give(&mut unpacker, &mut collected, 1, at(2));
+    assert_eq!(collected.frames.last(), Some(&frame(14, 2)), "late, but whole");
+    assert_eq!(collected.count(StreamEvent::Late), 1);
+}
+
+#[test]
+fn signals_leave_no_hole() {
+    let sent = pack(200, &[(2, vec![frame(14, 1)])]);
+    assert_eq!(sent[0].counter, 2);
+    assert_eq!(unpack(&sent).frames.len(), 1);
+
+    let mut unpacker = Unpacker::default();
+    let mut collected = Collected::default();
+    unpacker.receive_signal(at(0), 0, &mut collected);
+    let position = Position { skipped: 0, ..sent[0].position };
+    unpacker.receive(at(0), 1, position, &sent[0].bytes, &mut collected);
+    assert_eq!(collected.frames.len(), 1);
+    assert!(collected.events.is_empty());
+}
