@@ -126,7 +126,7 @@ mod tests {
                 prop_assert!(checksum::verify(frame));
                 let headers = Headers::parse(frame).unwrap();
                 prop_assert!(headers.end - headers.payload_offset <= usize::from(size));
-                payload.extend(&frame[headers.payload_offset..headers.end]);
+                payload.extend_from_slice(&frame[headers.payload_offset..headers.end]);
             }
             prop_assert_eq!(payload, spec.payload);
         }
