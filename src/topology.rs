@@ -139,9 +139,9 @@ impl Topology {
                 .map(|at| SiteIndex(at as u16))
                 .filter(|at| *at != site && network.attachment(*at).is_some())
                 .collect();
-            let attachment = network.attachment(site).map(|attachment| {
-                attach(&mut ports, NetworkIndex(index as u16), &attachment.kind)
-            });
+            let attachment = network
+                .attachment(site)
+                .map(|attachment| attach(&mut ports, NetworkIndex(index as u16), &attachment.kind));
             networks.push(Network {
                 id: network.id,
                 name: network.name.clone(),
@@ -271,7 +271,7 @@ mod tests {
     fn tags_select_networks_on_a_shared_nic() {
         let east = view(0);
         assert_eq!(east.ports.len(), 1);
-        let tag = |id| Some(VlanTag { tpid: VlanTag::CUSTOMER, tci: 0x6000 | id });
+        let tag = |id: u16| Some(VlanTag { tpid: VlanTag::CUSTOMER, tci: 0x6000 | id });
         let port = &east.ports[0];
         assert_eq!(port.classify(tag(100)), Some(NetworkIndex(0)));
         assert_eq!(port.classify(tag(200)), Some(NetworkIndex(1)));

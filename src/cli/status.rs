@@ -101,3 +101,43 @@ pub(super) fn print(text: &str) -> anyhow::Result<ExitCode> {
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader},
+        os::unix::net::UnixListener,
+    };
+
+    use super::*;
+    use crate::manage::model::Status;
+
+    #[test]
+    fn status_is_shown_as_text_or_json() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("east-1.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let status = Status { appliance: "east-1".into(), ..Default::default() };
+        let show = |json, watch| {
+            let appliance = Appliance { socket: Some(socket.clone()) };
+            text(&Arguments { appliance, json, watch }).unwrap()
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..3 {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    let mut request = String::new();
+                    BufReader::new(&stream).read_line(&mut request).unwrap();
+                    let response = Response::Status(Box::new(status.clone()));
+                    writeln!(stream, "{}", serde_json::to_string(&response).unwrap()).unwrap();
+                }
+            });
+            assert!(show(false, false).contains("appliance east-1"));
+            for watch in [false, true] {
+                let text = show(true, watch);
+                assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);
+                assert_eq!(text.lines().count() == 1, watch, "one line each only when watched");
+            }
+        });
+    }
+}

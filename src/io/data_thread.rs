@@ -95,7 +95,8 @@ impl DataThread {
         sockets: SocketPair,
         events: mpsc::Sender<WorkerEvent>,
     ) -> Result<Self, StartError> {
-        let failed = |step| move |errno: rustix::io::Errno| StartError { step, source: errno.into() };
+        let failed =
+            |step| move |errno: rustix::io::Errno| StartError { step, source: errno.into() };
         let (sender, commands) = crossbeam_channel::bounded(COMMANDS_MAX);
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(failed("eventfd"))?;
@@ -201,7 +202,11 @@ impl Thread {
         loop {
             ready.clear();
             let timeout = self.timeout();
-            let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&timeout));
+            let _ = epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut ready),
+                Some(&timeout),
+            );
             let now = clock::now();
             self.alive_at.store(now.as_nanos(), Relaxed);
             if !self.take_commands() {

@@ -95,7 +95,9 @@ impl Underlay {
     /// See [`UnderlayError`].
     pub fn open(listen: SocketAddr, workers: u8) -> Result<Self, UnderlayError> {
         let listen = match probe(listen) {
-            Err(UnderlayError::Socket { .. }) if listen.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
+            Err(UnderlayError::Socket { .. })
+                if listen.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) =>
+            {
                 // A host without IPv6.
                 let any: SocketAddr = ([0, 0, 0, 0], listen.port()).into();
                 probe(any)?;
@@ -115,8 +117,13 @@ impl Underlay {
         };
         let control = open_pair()?;
         let workers = (0..workers).map(|_| open_pair()).collect::<Result<Vec<_>, _>>()?;
-        steer(&control.listener.socket, workers.len() as u32)
-            .map_err(|source| UnderlayError::Socket { address: listen, step: "steering lanes to sockets (SO_ATTACH_REUSEPORT_CBPF)", source })?;
+        steer(&control.listener.socket, workers.len() as u32).map_err(|source| {
+            UnderlayError::Socket {
+                address: listen,
+                step: "steering lanes to sockets (SO_ATTACH_REUSEPORT_CBPF)",
+                source,
+            }
+        })?;
         Ok(Self { control, workers, local: listen })
     }
 }
@@ -167,8 +174,7 @@ fn steer(socket: &UdpSocket, workers: u32) -> io::Result<()> {
         op(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, 0, 0, 1),
         op(libc::BPF_RET | libc::BPF_A, 0, 0, 0),
     ];
-    let filter =
-        libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     // SAFETY: `filter` and the program that it points to outlive the call, which copies them.
     let result = unsafe {
         libc::setsockopt(
@@ -245,7 +251,11 @@ impl UnderlaySocket {
         match error.raw_os_error() {
             Some(libc::EMSGSIZE) => Err(TransmitError::TooBig),
             Some(libc::EAGAIN) => {
-                if self.wait_writable() { Ok(()) } else { Err(TransmitError::Full) }
+                if self.wait_writable() {
+                    Ok(())
+                } else {
+                    Err(TransmitError::Full)
+                }
             }
             Some(libc::ENOBUFS) => Err(TransmitError::Full),
             Some(libc::EINVAL | libc::EADDRNOTAVAIL) if path.local.is_some() => {
@@ -266,6 +276,14 @@ impl UnderlaySocket {
         let patience = Timespec { tv_sec: 0, tv_nsec: SEND_PATIENCE_MS * 1_000_000 };
         poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], Some(&patience))
             .is_ok_and(|ready| ready > 0)
+    }
+
+    /// A second handle on the socket, for waiting on it in another way.
+    ///
+    /// # Errors
+    /// Where no file descriptor is left.
+    pub fn handle(&self) -> io::Result<UdpSocket> {
+        self.socket.try_clone()
     }
 
     /// Takes what has arrived into `buffers`, up to one `recvmmsg`. Returns
@@ -355,10 +373,9 @@ impl Default for ReceiveBuffers {
 /// Beyond the system's limit where this process may (CAP_NET_ADMIN), up to it otherwise.
 fn grow_buffers(socket: &UdpSocket) {
     let size = SOCKET_BUFFER as libc::c_int;
-    for (force, plain) in [
-        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
-        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
-    ] {
+    for (force, plain) in
+        [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
+    {
         let set = |option| {
             // SAFETY: the kernel reads one int.
             unsafe {

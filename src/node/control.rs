@@ -1,8 +1,4 @@
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{
     Counter, Counters, WorkerCommand, WorkerEvent,
@@ -400,9 +396,9 @@ impl ControlPlane {
             return;
         };
         let begun = self.peers.iter_mut().position(|peer| {
-            peer.initiation.as_ref().is_some_and(|initiation| {
-                initiation.initiator.local_index() == response.receiver()
-            })
+            peer.initiation
+                .as_ref()
+                .is_some_and(|initiation| initiation.initiator.local_index() == response.receiver())
         });
         let Some(index) = begun else {
             self.counters.bump(Counter::HandshakeInvalid);

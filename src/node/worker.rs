@@ -15,9 +15,7 @@ use crate::{
     stream::{StreamEvent, StreamSink},
     time::Instant,
     topology::{NetworkIndex, PeerIndex, PortIndex, SiteIndex, Topology},
-    tunnel::{
-        Lane, LaneSink, LaneStatistics, Path, ReceiveError, SendError, TransmitError, add,
-    },
+    tunnel::{Lane, LaneSink, LaneStatistics, Path, ReceiveError, SendError, TransmitError, add},
     wire::{
         datagram::Header,
         ethernet::{self, Frame, MacAddr, VlanTag},
@@ -115,8 +113,7 @@ impl Worker {
     /// A worker without sessions.
     pub fn new(settings: WorkerSettings) -> Self {
         let WorkerSettings { topology, fdb, index, workers, lanes_max, guard, seed } = settings;
-        let numbers: Vec<u8> =
-            (index + 1..=lanes_max).step_by(usize::from(workers)).collect();
+        let numbers: Vec<u8> = (index + 1..=lanes_max).step_by(usize::from(workers)).collect();
         let mut lane_statistics = Vec::new();
         let tunnels = topology
             .peer_indices()
@@ -231,7 +228,8 @@ impl Worker {
         while let Some(index) = self.pending.pop() {
             let tunnel = &mut self.tunnels[index];
             tunnel.is_pending = false;
-            let mut sink = Sink { forwarding: &mut self.forwarding, outlet, site: tunnel.site, now };
+            let mut sink =
+                Sink { forwarding: &mut self.forwarding, outlet, site: tunnel.site, now };
             let result = tunnel.lanes[0].flush(now, &mut sink);
             self.forwarding.count_send(result);
         }
@@ -256,7 +254,8 @@ impl Worker {
         };
         let mut result = Err(ReceiveError::UnknownSession);
         for tunnel in &mut self.tunnels {
-            let mut sink = Sink { forwarding: &mut self.forwarding, outlet, site: tunnel.site, now };
+            let mut sink =
+                Sink { forwarding: &mut self.forwarding, outlet, site: tunnel.site, now };
             let lane = &mut tunnel.lanes[place];
             result = lane.receive(now, &header, path, datagram, &mut sink);
             if result != Err(ReceiveError::UnknownSession) {
@@ -298,11 +297,7 @@ impl Worker {
     /// When [`Worker::handle_timeout`] wants to be called.
     #[inline]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.tunnels
-            .iter()
-            .flat_map(|tunnel| &tunnel.lanes)
-            .filter_map(Lane::poll_timeout)
-            .min()
+        self.tunnels.iter().flat_map(|tunnel| &tunnel.lanes).filter_map(Lane::poll_timeout).min()
     }
 
     /// What the control plane should know.
@@ -382,11 +377,8 @@ impl Forwarding {
         add(&statistics.from_lan_frames, 1);
         add(&statistics.from_lan_bytes, bytes.len() as u64);
         self.learn(now, network, source, Location::Local);
-        let known = if destination.is_group() {
-            None
-        } else {
-            self.fdb.lookup(now, network, destination)
-        };
+        let known =
+            if destination.is_group() { None } else { self.fdb.lookup(now, network, destination) };
         Some(Verdict { network, decision: decide(destination, known, Origin::Lan) })
     }
 
@@ -447,8 +439,7 @@ impl Forwarding {
             return;
         };
         let network = self.topology.network(index);
-        let Some(attachment) =
-            network.attachment.filter(|_| network.remote_sites.contains(&site))
+        let Some(attachment) = network.attachment.filter(|_| network.remote_sites.contains(&site))
         else {
             counters.bump(Counter::NetworkNotAttached);
             return;

@@ -56,10 +56,8 @@ fn pack(size: usize, bursts: &[(u8, Vec<Vec<u8>>)]) -> Vec<Sent> {
             for datagram in batch.chunks(size) {
                 let plaintext = &datagram[HEADER_LENGTH..datagram.len() - TAG_LENGTH];
                 let (position, bytes) = plaintext.split_first_chunk::<POSITION_LENGTH>().unwrap();
-                let position = Position {
-                    skipped: std::mem::take(&mut skipped),
-                    ..Position::parse(position)
-                };
+                let position =
+                    Position { skipped: std::mem::take(&mut skipped), ..Position::parse(position) };
                 sent.push(Sent { counter, position, bytes: bytes.to_vec() });
                 counter += 1;
             }
@@ -115,7 +113,12 @@ fn frame(length: usize, fill: u8) -> Vec<u8> {
 }
 
 fn bursts() -> impl Strategy<Value = Vec<(u8, Vec<Vec<u8>>)>> {
-    let length = prop_oneof![14usize..200, 1400usize..1600, 8000usize..9300, 60_000usize..record::FRAME_LENGTH_MAX + 1];
+    let length = prop_oneof![
+        14usize..200,
+        1400usize..1600,
+        8000usize..9300,
+        60_000usize..record::FRAME_LENGTH_MAX + 1
+    ];
     let frame = (length, any::<u8>()).prop_map(|(length, fill)| frame(length, fill));
     let burst = prop::collection::vec(frame, 1..6);
     prop::collection::vec((0u8..3, burst), 1..5)
@@ -197,7 +200,8 @@ proptest! {
 
 #[test]
 fn a_hole_is_waited_for_and_then_given_up() {
-    let sent = pack(200, &[(0, vec![frame(14, 1)]), (0, vec![frame(14, 2)]), (0, vec![frame(14, 3)])]);
+    let sent =
+        pack(200, &[(0, vec![frame(14, 1)]), (0, vec![frame(14, 2)]), (0, vec![frame(14, 3)])]);
     let mut unpacker = Unpacker::default();
     let mut collected = Collected::default();
     let give = |unpacker: &mut Unpacker, collected: &mut Collected, index: usize, now| {

@@ -399,13 +399,14 @@ impl Lane {
             self.ping_at = now + self.ping_interval;
             let _ = self.ping(now, current, 0, sink);
         }
-        while let Some(probe) =
-            self.path_mtu.as_mut().and_then(|path_mtu| path_mtu.poll_probe(now))
+        while let Some(probe) = self.path_mtu.as_mut().and_then(|path_mtu| path_mtu.poll_probe(now))
         {
             let outcome = self.ping(now, current, probe.size, sink);
             let Some(path_mtu) = &mut self.path_mtu else { break };
             match outcome {
-                Err(SendError::Transmit(TransmitError::TooBig)) => path_mtu.refused(now, probe.size),
+                Err(SendError::Transmit(TransmitError::TooBig)) => {
+                    path_mtu.refused(now, probe.size)
+                }
                 // Whatever else went wrong counts as a lost probe.
                 Ok(sequence) => path_mtu.sent(now, probe.size, sequence),
                 Err(_) => path_mtu.sent(now, probe.size, self.next_sequence.wrapping_sub(1)),

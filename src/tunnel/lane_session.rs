@@ -2,7 +2,10 @@ use std::time::Duration;
 
 use super::{Path, PathMtu};
 use crate::{
-    session::{aead::{OpenKey, SealKey}, replay::ReplayWindow},
+    session::{
+        aead::{OpenKey, SealKey},
+        replay::ReplayWindow,
+    },
     stream::Unpacker,
     time::Instant,
     wire::datagram::{HEADER_LENGTH, Header, Kind, TAG_LENGTH},
@@ -143,10 +146,8 @@ impl LaneSession {
             return Err(OpenFailure::Replayed);
         }
         let (clear, sealed) = datagram.split_at_mut(HEADER_LENGTH);
-        let length = self
-            .open
-            .open(counter, clear, sealed)
-            .map_err(|_| OpenFailure::NotAuthentic)?;
+        let length =
+            self.open.open(counter, clear, sealed).map_err(|_| OpenFailure::NotAuthentic)?;
         let newest = counter >= self.replay.highest();
         self.replay.accept(counter).map_err(|_| OpenFailure::Replayed)?;
         Ok((&mut sealed[..length], newest))

@@ -11,8 +11,8 @@ use std::net::{IpAddr, SocketAddr};
 pub use lane::{Lane, LaneSink, ReceiveError, SESSIONS_MAX, SendError};
 pub use lane_session::SessionParameters;
 pub use path_mtu::PathMtu;
-pub(crate) use statistics::add;
 pub use statistics::LaneStatistics;
+pub(crate) use statistics::add;
 
 /// Which of a lane's two sockets a datagram came by or goes out of.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

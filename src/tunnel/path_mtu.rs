@@ -195,9 +195,7 @@ impl PathMtu {
     }
 
     fn unsent(&mut self, size: usize) -> Option<&mut Attempt> {
-        self.attempts
-            .iter_mut()
-            .find(|attempt| attempt.size == size && attempt.sequence.is_none())
+        self.attempts.iter_mut().find(|attempt| attempt.size == size && attempt.sequence.is_none())
     }
 
     fn confirming(&self) -> bool {

@@ -131,9 +131,7 @@ fn parse_one(rest: &mut &[u8]) -> Item {
         (PONG, [a, b, c, d, ..]) => {
             Item::Known(Signal::Pong { sequence: u32::from_le_bytes([*a, *b, *c, *d]) })
         }
-        (CLOSE, [code, ..]) => {
-            Item::Known(Signal::Close { reason: CloseReason::from_wire(*code) })
-        }
+        (CLOSE, [code, ..]) => Item::Known(Signal::Close { reason: CloseReason::from_wire(*code) }),
         (GROUP_DIGEST, body) => match body.first_chunk() {
             Some(digest) => Item::Known(Signal::GroupDigest { digest: *digest }),
             None => Item::Malformed,
