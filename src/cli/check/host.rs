@@ -160,7 +160,9 @@ impl Interfaces {
             ));
         } else if self.has(nic, "brport") {
             findings.push(Finding::warning(
-                format!("network {network}: {nic} is a port of a bridge, which sees its frames, too"),
+                format!(
+                    "network {network}: {nic} is a port of a bridge, which sees its frames, too"
+                ),
                 "attach the bridge instead, or take the port out: ip link set IFACE nomaster",
             ));
         }
@@ -196,7 +198,8 @@ impl Interfaces {
     fn up(&self, network: &str, what: &str, name: &InterfaceName) -> Finding {
         let mtu = self.read(name, "mtu").unwrap_or_else(|| "?".into());
         let flags = self.read(name, "flags");
-        let flags = flags.and_then(|text| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok());
+        let flags =
+            flags.and_then(|text| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok());
         if flags.is_some_and(|flags| flags & IFF_UP == 0) {
             return Finding::warning(
                 format!("network {network}: {what} {name} is down (MTU {mtu})"),

@@ -36,9 +36,8 @@ impl Facts {
 pub fn hints(facts: &Facts) -> Vec<Finding> {
     let vendor = facts.vendor.to_ascii_lowercase();
     let product = facts.product.to_ascii_lowercase();
-    let by = |names: &[&str]| {
-        names.iter().any(|name| vendor.contains(name) || product.contains(name))
-    };
+    let by =
+        |names: &[&str]| names.iter().any(|name| vendor.contains(name) || product.contains(name));
     let (platform, fix) = if by(&["vmware"]) {
         ("VMware", VMWARE)
     } else if by(&["amazon", "ec2"]) {

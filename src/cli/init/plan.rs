@@ -37,9 +37,10 @@ impl Plan {
         if self.sites.len() < 2 {
             return Some("give at least two sites: --site NAME=ADDRESS[:PORT]".into());
         }
-        let unattached = self.sites.iter().find(|site| {
-            !self.attachments.iter().any(|attachment| attachment.site == site.name)
-        });
+        let unattached = self
+            .sites
+            .iter()
+            .find(|site| !self.attachments.iter().any(|attachment| attachment.site == site.name));
         let site = &unattached?.name;
         let network = self.networks.first().map_or(DEFAULT_NETWORK, |network| &network.name);
         Some(format!(
@@ -400,7 +401,15 @@ mod tests {
         for bad in ["", "app", "x:app", "1:", "1:a b", "-1:app"] {
             assert!(bad.parse::<NetworkPlan>().is_err(), "{bad}");
         }
-        for bad in ["e:a", "e=tap:x", "e:a=tap", "e:a=eth:x", "e:a=nic:x:0", "e:a=tap:a/b", "e:a=nic:x:1:2"] {
+        for bad in [
+            "e:a",
+            "e=tap:x",
+            "e:a=tap",
+            "e:a=eth:x",
+            "e:a=nic:x:0",
+            "e:a=tap:a/b",
+            "e:a=nic:x:1:2",
+        ] {
             assert!(bad.parse::<AttachmentPlan>().is_err(), "{bad}");
         }
     }

@@ -65,7 +65,8 @@ impl Dialogue<'_> {
             for site in &plan.sites {
                 let said = plan.attachments.iter().any(|at| {
                     let name = &at.network;
-                    at.site == site.name && (*name == network.name || *name == network.id.to_string())
+                    at.site == site.name
+                        && (*name == network.name || *name == network.id.to_string())
                 });
                 if said {
                     continue;
@@ -145,8 +146,10 @@ mod tests {
 
     #[test]
     fn defaults_and_corrections() {
-        let (plan, screen) =
-            answer(Plan::default(), "\nhost\n192.0.2.1\neast\n\n192.0.2.2:7\n\nx\n5\n\nnic:eth1:9\nn\n");
+        let (plan, screen) = answer(
+            Plan::default(),
+            "\nhost\n192.0.2.1\neast\n\n192.0.2.2:7\n\nx\n5\n\nnic:eth1:9\nn\n",
+        );
         let plan = plan.unwrap();
         assert_eq!(plan.name.as_deref(), Some("east-west"));
         assert_eq!(plan.sites[1], "west=192.0.2.2:7".parse().unwrap());

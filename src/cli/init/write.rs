@@ -98,7 +98,10 @@ pub fn write_all(directory: &Path, files: &[NewFile], force: bool) -> Result<(),
 }
 
 fn write(path: &Path, file: &NewFile, force: bool) -> io::Result<()> {
-    if force && let Err(error) = fs::remove_file(path) && error.kind() != io::ErrorKind::NotFound {
+    if force
+        && let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
         return Err(error);
     }
     let mut output = OpenOptions::new().write(true).create_new(true).mode(file.mode).open(path)?;
