@@ -43,15 +43,15 @@ enum Command {
     Status(status::Arguments),
     Macs(macs::Arguments),
     Counters(counters::Arguments),
-    /// Print a new private key
+    /// Prints a new private key
     ///
     /// Example: (umask 077; landbridge genkey > east-1.key)
     Genkey,
-    /// Print the public key of the private key on standard input
+    /// Prints the public key of the private key on standard input
     ///
     /// Example: landbridge pubkey < east-1.key
     Pubkey,
-    /// Print a new preshared key, for `preshared_key_file` in the group file
+    /// Prints a new preshared key, for `preshared_key_file` in the group file
     ///
     /// Example: (umask 077; landbridge genpsk > group.psk)
     Genpsk,

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::config::{Group, Problem};
 
-/// Check the group file and, with a key, this host
+/// Checks the group file and, with a key, this host
 ///
 /// Without --key it checks the file alone, on any machine. With the private key
 /// of an appliance it says which one this host is and checks whether it can run
@@ -238,8 +238,9 @@ fn render(report: &Report) -> String {
             Level::Error => "error",
         };
         writeln!(text, "{mark:<8} {}", finding.message).expect("a String takes any text");
+        let lead = if finding.level == Level::Hint { "" } else { "try: " };
         for line in finding.fix.lines() {
-            writeln!(text, "{:<8}   try: {line}", "").expect("a String takes any text");
+            writeln!(text, "{:<8}   {lead}{line}", "").expect("a String takes any text");
         }
     }
     if !report.findings.is_empty() {

@@ -53,7 +53,7 @@ pub fn hints(facts: &Facts) -> Vec<Finding> {
     } else if by(&["qemu", "kvm", "proxmox", "openstack", "red hat"]) {
         ("QEMU/KVM", KVM)
     } else if facts.hypervisor_flag {
-        ("a hypervisor", GENERIC)
+        ("an unknown hypervisor", GENERIC)
     } else {
         return Vec::new();
     };
@@ -112,7 +112,7 @@ mod tests {
         ] {
             assert!(platform(vendor, product, true).contains(expected), "{vendor}");
         }
-        assert!(platform("", "", true).contains("a hypervisor"));
+        assert!(platform("", "", true).contains("an unknown hypervisor"));
         assert_eq!(platform("Dell Inc.", "PowerEdge R650", false), "");
         assert_eq!(platform("Microsoft Corporation", "Surface Pro", false), "");
     }

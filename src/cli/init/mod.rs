@@ -21,7 +21,7 @@ use crate::{
     session::keys::{PresharedKey, PrivateKey},
 };
 
-/// Make the group file and the keys of a new group
+/// Makes the group file and the keys of a new group
 ///
 /// Writes one group file, the same for all appliances, and a private key for
 /// each. On a terminal it asks for what the flags leave open. It overwrites
