@@ -450,6 +450,8 @@ impl Lane {
         let remote = self.sessions[index].path.map(|path| path.remote);
         if self.path_mtu.is_none() || old_remote != remote {
             self.path_mtu = self.sessions[index].path_mtu(now);
+        } else if let Some(path_mtu) = &mut self.path_mtu {
+            path_mtu.renew();
         }
         self.ping_at = now;
     }
