@@ -194,7 +194,7 @@ impl Lane {
         parts: &[&[u8]],
         sink: &mut impl LaneSink,
     ) -> Result<(), SendError> {
-        if self.current.is_none() {
+        if self.path().is_none() {
             return Err(SendError::NoSession);
         }
         if self.packer.as_ref().is_some_and(Packer::is_full) {
@@ -239,6 +239,7 @@ impl Lane {
             return Err(SendError::NoSession);
         };
         let (size, batch) = packer.take();
+        let skipped = session.skipped;
         if !session.seal_stream(size, batch) {
             packer.reset();
             return Err(SendError::KeyUsedUp);
@@ -257,7 +258,7 @@ impl Lane {
                 }
             }
             Err(error) => {
-                session.note_unsent(datagrams);
+                session.note_unsent(skipped, datagrams);
                 packer.reset();
                 sink.unsent(error, datagrams as u64);
                 self.refused(now, error, batch_size);
