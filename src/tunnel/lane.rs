@@ -327,28 +327,22 @@ impl Lane {
             }
             Kind::Signal => {
                 session.unpacker.receive_signal(now, header.counter, sink);
+                let mut pinged = None;
                 for item in signal::parse(plaintext) {
-                    self.handle_signal(now, index, item, sink);
+                    match item {
+                        Item::Known(Signal::Ping { sequence }) => pinged = Some(sequence),
+                        Item::Known(Signal::Pong { sequence }) => self.handle_pong(now, sequence),
+                        other => sink.signal(other),
+                    }
+                }
+                // One answer per datagram, however many pings it holds: no peer
+                // gets more out of this host than it put in.
+                if let Some(sequence) = pinged {
+                    let _ = self.send_signal(now, index, &Signal::Pong { sequence }, 0, sink);
                 }
             }
         }
         Ok(())
-    }
-
-    fn handle_signal(
-        &mut self,
-        now: Instant,
-        session: usize,
-        item: Item,
-        sink: &mut impl LaneSink,
-    ) {
-        match item {
-            Item::Known(Signal::Ping { sequence }) => {
-                let _ = self.send_signal(now, session, &Signal::Pong { sequence }, 0, sink);
-            }
-            Item::Known(Signal::Pong { sequence }) => self.handle_pong(now, sequence),
-            other => sink.signal(other),
-        }
     }
 
     fn handle_pong(&mut self, now: Instant, sequence: u32) {
