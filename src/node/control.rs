@@ -17,7 +17,8 @@ use crate::{
     time::Instant,
     topology::{PeerIndex, PortIndex, Topology},
     tunnel::{
-        Lane, LaneSink, LaneStatistics, Path, ReceiveError, SessionParameters, TransmitError,
+        Lane, LaneSink, LaneStatistics, Path, ReceiveError, SessionParameters, SocketRole,
+        TransmitError,
     },
     wire::{
         datagram::{CONTROL_LANE, Header},
@@ -474,7 +475,11 @@ impl ControlPlane {
         for local_index in self.peers[index].surplus(initiated) {
             self.remove(index, local_index, outlet);
         }
+        // A listener's path leads to the peer's control lane alone: behind a NAT,
+        // each of its lanes has another port.
+        let is_common = path.is_some_and(|path| path.socket == SocketRole::Dialer);
         let parameters = |lane: u8| {
+            let path = path.filter(|_| is_common || lane == CONTROL_LANE);
             let keys = established.secrets.lane(lane);
             SessionParameters {
                 local_index: established.local_index,

@@ -111,7 +111,7 @@ impl Lane {
 
     /// Takes a new session; the oldest goes where there are too many. An
     /// initiator sends with it from now on, over the lane's present path where
-    /// that leads to the same host.
+    /// that leads to the same host or where no other is given.
     pub fn install(&mut self, now: Instant, mut parameters: SessionParameters) {
         if self.sessions.len() == SESSIONS_MAX {
             let oldest = usize::from(self.current == Some(0));
@@ -119,11 +119,12 @@ impl Lane {
             self.remove(local_index);
         }
         let initiated = parameters.initiated;
-        if let (Some(new), Some(current)) = (&mut parameters.path, self.path())
-            && new.remote.ip() == current.remote.ip()
+        if initiated
+            && let Some(current) = self.path()
+            && parameters.path.is_none_or(|new| new.remote.ip() == current.remote.ip())
         {
             // The same peer by the same way: this lane's own flow goes on.
-            *new = current;
+            parameters.path = Some(current);
         }
         self.sessions.push(LaneSession::new(now, self.number, parameters));
         if initiated {
@@ -309,12 +310,12 @@ impl Lane {
         add(&self.statistics.received_datagrams, 1);
         add(&self.statistics.received_bytes, length);
         self.statistics.heard_at.store(now.as_nanos().max(1), Relaxed);
-        let moved = newest && session.follow(path);
-        let first = !std::mem::replace(&mut session.confirmed, true);
+        let moved = newest && self.follow(index, path);
+        let first = !std::mem::replace(&mut self.sessions[index].confirmed, true);
         if first && self.current.is_none_or(|current| current < index) {
             self.switch_to(now, index);
-        } else if moved && self.current == Some(index) {
-            self.path_mtu = self.sessions[index].path_mtu(now);
+        } else if moved {
+            self.path_mtu = self.current.and_then(|index| self.sessions[index].path_mtu(now));
         }
         let session = &mut self.sessions[index];
         match header.kind {
@@ -343,6 +344,25 @@ impl Lane {
             }
         }
         Ok(())
+    }
+
+    /// Follows the peer to where the newest datagram of session `index` came
+    /// from. Each side may send with a session of its own, so all sessions move
+    /// that shared the old path; so do those that the peer has not been heard
+    /// with yet, whose path is a guess. Returns whether the lane sends elsewhere now.
+    #[inline]
+    fn follow(&mut self, index: usize, path: Path) -> bool {
+        let old = self.sessions[index].path;
+        if old == Some(path) {
+            return false;
+        }
+        let before = self.path().map(|path| path.remote);
+        for session in &mut self.sessions {
+            if !session.confirmed || session.path == old {
+                session.path = Some(path);
+            }
+        }
+        self.path().map(|path| path.remote) != before
     }
 
     fn handle_pong(&mut self, now: Instant, sequence: u32) {

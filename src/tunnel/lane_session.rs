@@ -154,18 +154,6 @@ impl LaneSession {
         Ok((&mut sealed[..length], newest))
     }
 
-    /// Follows the peer to where its newest datagram came from. Returns
-    /// whether the path is another one now.
-    #[inline]
-    pub(super) fn follow(&mut self, path: Path) -> bool {
-        if self.path == Some(path) {
-            return false;
-        }
-        let moved = self.path.is_none_or(|old| old.remote != path.remote);
-        self.path = Some(path);
-        moved
-    }
-
     pub(super) fn confirm_again(&mut self, now: Instant, interval: Duration) {
         self.confirm_at = now + interval;
     }
