@@ -3,8 +3,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use super::{
     Counter, Counters, WorkerCommand, WorkerEvent,
     peer::{
-        DOWN, Initiation, OVERDUE_LIFETIME, PENDING_LIFETIME, PeerControl, PeerStanding,
-        RETIRED_LIFETIME, Session,
+        DOWN, INITIATIONS_MAX, Initiation, OVERDUE_LIFETIME, PENDING_LIFETIME, PeerControl,
+        PeerStanding, Session,
     },
     worker::send_counter,
 };
@@ -180,7 +180,7 @@ impl ControlPlane {
                     statistics[usize::from(index.0)].clone(),
                 ),
                 sessions: Vec::new(),
-                initiation: None,
+                initiations: Vec::new(),
                 initiate_at: now,
                 attempts: 0,
                 cookie: None,
@@ -247,14 +247,17 @@ impl ControlPlane {
         }
         match HandshakeMessage::parse(datagram) {
             Ok(HandshakeMessage::CookieReply(_)) => self.handle_cookie(now, datagram),
-            Ok(message) => {
-                let is_initiation = matches!(message, HandshakeMessage::Initiation(_));
+            Ok(HandshakeMessage::Initiation(_)) => {
                 if self.admit(now, path, datagram, outlet) {
-                    if is_initiation {
-                        self.handle_initiation(now, path, datagram, outlet);
-                    } else {
-                        self.handle_response(now, path, datagram, outlet);
-                    }
+                    self.handle_initiation(now, path, datagram, outlet);
+                }
+            }
+            Ok(HandshakeMessage::Response(response)) => {
+                // Asked for first: what nobody waits for uses up no rate.
+                if self.begun(response.receiver()).is_none() {
+                    self.counters.bump(Counter::HandshakeInvalid);
+                } else if self.admit(now, path, datagram, outlet) {
+                    self.handle_response(now, path, response.receiver(), datagram, outlet);
                 }
             }
             Err(_) => self.counters.bump(Counter::DatagramUnknown),
@@ -359,7 +362,10 @@ impl ControlPlane {
         );
         match started {
             Ok((initiator, datagram)) => {
-                peer.initiation = Some(Initiation { initiator, path, cookie_used });
+                if peer.initiations.len() == INITIATIONS_MAX {
+                    peer.initiations.remove(0);
+                }
+                peer.initiations.push(Initiation { initiator, path, cookie_used });
                 if let Err(error) = outlet.transmit(&path, &datagram) {
                     self.counters.bump(send_counter(error));
                 }
@@ -373,14 +379,15 @@ impl ControlPlane {
 
     fn handle_cookie(&mut self, now: Instant, datagram: &[u8]) {
         for peer in &mut self.peers {
-            let Some(initiation) = &peer.initiation else { continue };
-            if let Ok(cookie) = initiation.initiator.take_cookie(now, datagram) {
-                self.counters.bump(Counter::CookieReceived);
-                peer.cookie = Some(cookie);
-                if !initiation.cookie_used {
-                    peer.initiate_at = now;
+            for initiation in &peer.initiations {
+                if let Ok(cookie) = initiation.initiator.take_cookie(now, datagram) {
+                    self.counters.bump(Counter::CookieReceived);
+                    peer.cookie = Some(cookie);
+                    if !initiation.cookie_used {
+                        peer.initiate_at = now;
+                    }
+                    return;
                 }
-                return;
             }
         }
         self.counters.bump(Counter::HandshakeInvalid);
@@ -390,31 +397,29 @@ impl ControlPlane {
         &mut self,
         now: Instant,
         path: Path,
+        receiver: u32,
         datagram: &[u8],
         outlet: &mut impl ControlOutlet,
     ) {
-        let Ok(HandshakeMessage::Response(response)) = HandshakeMessage::parse(datagram) else {
-            return;
-        };
-        let begun = self.peers.iter_mut().position(|peer| {
-            peer.initiation
-                .as_ref()
-                .is_some_and(|initiation| initiation.initiator.local_index() == response.receiver())
-        });
-        let Some(index) = begun else {
-            self.counters.bump(Counter::HandshakeInvalid);
-            return;
-        };
-        let Some(initiation) = &mut self.peers[index].initiation else { return };
+        let Some((index, place)) = self.begun(receiver) else { return };
+        let initiation = &mut self.peers[index].initiations[place];
         match initiation.initiator.finish(datagram) {
             Ok(established) => {
                 // Answered from elsewhere than asked: the peer knows its way best.
                 let path = Path { local: None, socket: initiation.path.socket, ..path };
-                self.peers[index].initiation = None;
+                self.peers[index].initiations.clear();
                 self.establish(now, index, established, Some(path), outlet);
             }
             Err(error) => self.refuse(index, path.remote, &error, outlet),
         }
+    }
+
+    /// The handshake of this side's that `local_index` names: whose, and which.
+    fn begun(&self, local_index: u32) -> Option<(usize, usize)> {
+        self.peers
+            .iter()
+            .enumerate()
+            .find_map(|(index, peer)| Some((index, peer.initiation(local_index)?)))
     }
 
     fn handle_initiation(
@@ -504,6 +509,7 @@ impl ControlPlane {
             initiated,
             confirmed: false,
             expire_at: now + PENDING_LIFETIME,
+            overdue_at: now + self.rekey_after + OVERDUE_LIFETIME,
             hello: established.remote_hello,
             agreed: established.agreed,
         });
@@ -526,19 +532,14 @@ impl ControlPlane {
         for surplus in self.peers[index].surplus(true) {
             self.remove(index, surplus, outlet);
         }
-        let overdue = now + self.rekey_after + OVERDUE_LIFETIME;
         let differed = self.group_differs(&self.peers[index]);
         let peer = &mut self.peers[index];
-        for session in &mut peer.sessions {
-            if session.confirmed {
-                session.expire_at = session.expire_at.min(now + RETIRED_LIFETIME);
-            }
+        self.counters.bump(Counter::HandshakeCompleted);
+        if !peer.confirm(now, local_index) {
+            return;
         }
         let Some(session) = peer.session(local_index) else { return };
-        session.confirmed = true;
-        session.expire_at = overdue;
         let hello = session.hello.clone();
-        self.counters.bump(Counter::HandshakeCompleted);
         peer.rekey_wanted = false;
         peer.attempts = 0;
         peer.software = hello.software.as_str().to_owned();
@@ -588,14 +589,14 @@ impl ControlPlane {
                 return;
             }
         }
-        peer.heard_at = Some(now);
+        peer.note_heard(now, header.receiver);
         if peer.session(header.receiver).is_some_and(|session| !session.confirmed) {
             self.confirm(now, index, header.receiver, outlet);
         } else {
             self.revive(index, before, outlet);
         }
         for signal in signals {
-            self.handle_signal(now, index, signal, outlet);
+            self.handle_signal(now, index, header.receiver, signal, outlet);
         }
     }
 
@@ -616,22 +617,13 @@ impl ControlPlane {
         &mut self,
         now: Instant,
         index: usize,
+        local_index: u32,
         item: Item,
         outlet: &mut impl ControlOutlet,
     ) {
         match item {
             Item::Known(Signal::Close { .. }) => {
-                let sessions: Vec<u32> =
-                    self.peers[index].sessions.iter().map(|session| session.local_index).collect();
-                for local_index in sessions {
-                    self.remove(index, local_index, outlet);
-                }
-                let peer = &mut self.peers[index];
-                let reason = "it said farewell: shut down or restarting".to_owned();
-                peer.standing = PeerStanding::Down(reason.clone());
-                peer.initiation = None;
-                peer.initiate_at = now + FAREWELL_PAUSE;
-                outlet.event(ControlEvent::PeerDown { peer: peer.index, reason });
+                self.handle_farewell(now, index, local_index, outlet);
             }
             Item::Known(Signal::GroupDigest { digest }) => {
                 let differed = self.group_differs(&self.peers[index]);
@@ -643,6 +635,38 @@ impl ControlPlane {
             Item::Unknown(_) => self.counters.bump(Counter::SignalUnknown),
             Item::Malformed => self.counters.bump(Counter::SignalMalformed),
         }
+    }
+
+    /// The process that holds session `local_index` ends. A farewell may come
+    /// late: the sessions of the process that came after it stay.
+    fn handle_farewell(
+        &mut self,
+        now: Instant,
+        index: usize,
+        local_index: u32,
+        outlet: &mut impl ControlOutlet,
+    ) {
+        let peer = &mut self.peers[index];
+        let Some(session) = peer.session(local_index) else { return };
+        let leaving = session.hello.startup_id;
+        let sessions: Vec<u32> = peer
+            .sessions
+            .iter()
+            .filter(|session| session.hello.startup_id == leaving)
+            .map(|session| session.local_index)
+            .collect();
+        for local_index in sessions {
+            self.remove(index, local_index, outlet);
+        }
+        let peer = &mut self.peers[index];
+        if peer.current().is_some() {
+            return;
+        }
+        let reason = "it said farewell: shut down or restarting".to_owned();
+        peer.standing = PeerStanding::Down(reason.clone());
+        peer.initiations.clear();
+        peer.initiate_at = now + FAREWELL_PAUSE;
+        outlet.event(ControlEvent::PeerDown { peer: peer.index, reason });
     }
 
     fn expire(&mut self, now: Instant, index: usize, outlet: &mut impl ControlOutlet) {
@@ -677,12 +701,12 @@ impl ControlPlane {
         self.counters.bump(handshake_counter(error));
         match error {
             HandshakeError::Disagreement { source, .. } => {
-                self.peers[index].initiation = None;
+                self.peers[index].initiations.clear();
                 self.incompatible(index, source.to_string(), outlet);
             }
             other => {
                 if matches!(other, HandshakeError::Hello { .. }) {
-                    self.peers[index].initiation = None;
+                    self.peers[index].initiations.clear();
                 }
                 let reason = other.to_string();
                 outlet.event(ControlEvent::HandshakeRefused { source, reason });
@@ -721,10 +745,7 @@ impl ControlPlane {
             let index = u32::from_le_bytes(draw(&mut *self.random));
             let taken = self.peers.iter().any(|peer| {
                 peer.sessions.iter().any(|session| session.local_index == index)
-                    || peer
-                        .initiation
-                        .as_ref()
-                        .is_some_and(|begun| begun.initiator.local_index() == index)
+                    || peer.initiation(index).is_some()
             });
             if !taken {
                 return index;
