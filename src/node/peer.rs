@@ -125,8 +125,7 @@ impl PeerControl {
         let Some((session, newer)) = newer.split_first_mut() else { return false };
         let is_newest = !newer.iter().any(|session| session.confirmed);
         session.confirmed = true;
-        session.expire_at =
-            if is_newest { session.overdue_at } else { now + RETIRED_LIFETIME };
+        session.expire_at = if is_newest { session.overdue_at } else { now + RETIRED_LIFETIME };
         is_newest
     }
 
