@@ -1,71 +1,70 @@
-//! `landbridge genkey`, `pubkey` and `genpsk`: keys, in the manner of `wg`.
-#![allow(clippy::disallowed_methods)]
+//! `landbridge genkey`, `pubkey` and `genpsk`: keys as `wg` makes and prints
+//! them, one line of base64.
 
 use std::{
-    fs::File,
-    io::{self, IsTerminal, Read, Write},
-    os::{fd::AsFd, unix::fs::PermissionsExt},
+    io::{self, Read},
     process::ExitCode,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use zeroize::Zeroizing;
 
+use super::status::print;
 use crate::{
     io::random::OsRandom,
-    session::{PresharedKey, PrivateKey},
+    session::keys::{PresharedKey, PrivateKey},
 };
 
-/// Keys are 44 characters; whatever is much longer is no key.
-const INPUT_MAX: u64 = 4096;
+/// More than any key with white space around it has.
+const MAX_INPUT_BYTES: u64 = 4096;
 
 /// Prints a new private key.
 ///
 /// # Errors
-/// Where standard output can't be written.
-pub fn private_key() -> anyhow::Result<ExitCode> {
-    print_secret(&PrivateKey::generate(&mut OsRandom).to_base64())
+/// If stdout can't be written.
+pub fn private() -> anyhow::Result<ExitCode> {
+    warn_if_others_can_read_stdout();
+    let key = PrivateKey::generate(&mut OsRandom);
+    print(&Zeroizing::new(format!("{}\n", *key.to_base64())))
+}
+
+/// Prints the public key of the private key on stdin.
+///
+/// # Errors
+/// If stdin holds no private key, or stdout can't be written.
+pub fn public() -> anyhow::Result<ExitCode> {
+    let mut text = Zeroizing::new(String::new());
+    io::stdin()
+        .take(MAX_INPUT_BYTES)
+        .read_to_string(&mut text)
+        .context("standard input can't be read")?;
+    let key = text.parse::<PrivateKey>().map_err(|error| {
+        anyhow!(
+            "standard input is no private key: {error}\n  try: landbridge pubkey < KEYFILE, with \
+             a file that landbridge genkey made"
+        )
+    })?;
+    print(&format!("{}\n", key.public()))
 }
 
 /// Prints a new preshared key.
 ///
 /// # Errors
-/// Where standard output can't be written.
-pub fn preshared_key() -> anyhow::Result<ExitCode> {
-    print_secret(&PresharedKey::generate(&mut OsRandom).to_base64())
+/// If stdout can't be written.
+pub fn preshared() -> anyhow::Result<ExitCode> {
+    warn_if_others_can_read_stdout();
+    let key = PresharedKey::generate(&mut OsRandom);
+    print(&Zeroizing::new(format!("{}\n", *key.to_base64())))
 }
 
-/// Reads a private key from standard input and prints its public key.
-///
-/// # Errors
-/// Where the input is no private key.
-pub fn public_key() -> anyhow::Result<ExitCode> {
-    let mut text = zeroize::Zeroizing::new(String::new());
-    io::stdin()
-        .take(INPUT_MAX)
-        .read_to_string(&mut text)
-        .context("cannot read a private key from standard input")?;
-    let key: PrivateKey = text.trim().parse().context(
-        "standard input holds no private key\n  try: landbridge genkey | landbridge pubkey",
-    )?;
-    println!("{}", key.public());
-    Ok(ExitCode::SUCCESS)
-}
-
-fn print_secret(key: &str) -> anyhow::Result<ExitCode> {
-    warn_if_others_may_read();
-    writeln!(io::stdout(), "{key}").context("cannot write the key to standard output")?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn warn_if_others_may_read() {
-    let stdout = io::stdout();
-    if stdout.is_terminal() {
-        return;
-    }
-    let Ok(file) = stdout.as_fd().try_clone_to_owned().map(File::from) else { return };
-    if file.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o007 != 0) {
+/// A secret goes to stdout: says so where that is a file that others may read.
+fn warn_if_others_can_read_stdout() {
+    let Ok(stat) = rustix::fs::fstat(io::stdout()) else { return };
+    let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+    if is_file && stat.st_mode & 0o007 != 0 {
         eprintln!(
-            "landbridge: warning: writing a secret to a file that everybody may read\n  try: umask 077, and again"
+            "landbridge: warning: the secret goes to a file that every user can read\n  try: \
+             chmod 600 on it, and umask 077 before the next"
         );
     }
 }

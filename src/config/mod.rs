@@ -43,6 +43,7 @@ use std::{
 pub use group::parse;
 pub use names::{InterfaceName, InvalidInterfaceName, InvalidVlanId, VlanId};
 pub use problem::{Problem, Problems};
+pub use values::is_name;
 
 use crate::{
     session::keys::PublicKey,

@@ -88,7 +88,7 @@ impl Reader<'_> {
 
 /// Whether `name` may name a group, site, appliance or network: 1 to 63 ASCII
 /// letters, digits, `-`, `_` and `.`, a letter or digit first.
-pub(super) fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     name.len() <= MAX_NAME_BYTES
         && name.bytes().all(good)

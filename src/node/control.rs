@@ -759,6 +759,8 @@ impl<O: ControlOutlet> StreamSink for Sink<'_, O> {
         self.counters.bump(Counter::RecordUnknown);
     }
 
+    fn damaged(&mut self, _: &mut [u8], _: &[std::ops::Range<usize>]) {}
+
     // Gaps mean nothing here: signals are repeated until they are answered.
     fn event(&mut self, _: StreamEvent, _: u64) {}
 }

@@ -78,6 +78,8 @@ counters! {
     StreamHeld = "stream_held",
     /// frames lost because a datagram that carried a part of them was
     RecordTruncated = "record_truncated",
+    /// superframes that lost some of their segments because a datagram was lost: the rest was used
+    RecordSalvaged = "record_salvaged",
     /// stream bytes that make no sense: skipped to the next record
     RecordMalformed = "record_malformed",
     /// records of a type that this version does not know: skipped

@@ -1,4 +1,5 @@
 use std::{
+    ops::Range,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -11,7 +12,7 @@ use crate::{
         reflection::ReflectionDetector,
         underlay_guard::UnderlayGuard,
     },
-    offload::Offload,
+    offload::{Offload, salvage::Salvage},
     stream::{StreamEvent, StreamSink},
     time::Instant,
     topology::{NetworkIndex, PeerIndex, PortIndex, SiteIndex, Topology},
@@ -469,6 +470,40 @@ impl Forwarding {
     }
 }
 
+impl Forwarding {
+    /// Delivers the whole segments of a superframe that has lost some of its bytes.
+    #[cold]
+    fn deliver_damaged(
+        &mut self,
+        now: Instant,
+        site: SiteIndex,
+        bytes: &mut [u8],
+        survived: &[Range<usize>],
+        outlet: &mut impl Outlet,
+    ) {
+        let counters = &self.statistics.clone().counters;
+        let salvaged = record::parse(bytes).ok().and_then(|record| {
+            let prefix = bytes.len() - record.frame.len();
+            let head = survived.first()?.end.checked_sub(prefix)?;
+            let salvage = Salvage::new(&record.frame[..head], record.frame.len(), &record.offload);
+            Some((record.network, prefix, salvage.ok()?))
+        });
+        let Some((network, prefix, salvage)) = salvaged else {
+            counters.bump(Counter::RecordTruncated);
+            return;
+        };
+        let mut parts = 0;
+        for range in survived {
+            let range = range.start.saturating_sub(prefix)..range.end.saturating_sub(prefix);
+            if let Some((frame, offload)) = salvage.part(&mut bytes[prefix..], range) {
+                self.deliver(now, site, FrameRecord { network, offload, frame }, outlet);
+                parts += 1;
+            }
+        }
+        counters.bump(if parts > 0 { Counter::RecordSalvaged } else { Counter::RecordTruncated });
+    }
+}
+
 /// Where a lane's records and datagrams go: to the LAN by way of the MAC
 /// table, and out of the appliance.
 struct Sink<'a, O> {
@@ -490,6 +525,10 @@ impl<O: Outlet> StreamSink for Sink<'_, O> {
                 self.forwarding.statistics.counters.bump(Counter::RecordMalformed);
             }
         }
+    }
+
+    fn damaged(&mut self, bytes: &mut [u8], survived: &[Range<usize>]) {
+        self.forwarding.deliver_damaged(self.now, self.site, bytes, survived, self.outlet);
     }
 
     #[inline]

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use proptest::prelude::*;
 
@@ -24,6 +24,7 @@ struct Sent {
 #[derive(Default)]
 struct Collected {
     frames: Vec<Vec<u8>>,
+    damaged: Vec<(Vec<u8>, Vec<Range<usize>>)>,
     events: Vec<(StreamEvent, u64)>,
 }
 
@@ -36,6 +37,10 @@ impl Collected {
 impl StreamSink for Collected {
     fn record(&mut self, bytes: &[u8]) {
         self.frames.push(record::parse(bytes).expect("whole records only").frame.to_vec());
+    }
+
+    fn damaged(&mut self, record: &mut [u8], survived: &[Range<usize>]) {
+        self.damaged.push((record.to_vec(), survived.to_vec()));
     }
 
     fn event(&mut self, event: StreamEvent, amount: u64) {
@@ -157,12 +162,18 @@ proptest! {
 
     #[test]
     fn losses_cost_only_the_records_that_they_touch(bursts in bursts(), lost in prop::collection::vec(any::<bool>(), 500)) {
+        // What comes last shows what was lost before.
+        let mut bursts = bursts;
+        bursts.push((0, vec![frame(14, 9)]));
         let sent = pack(1400, &bursts);
+        let last = sent[sent.len() - 1].counter;
         let kept: Vec<Sent> =
-            sent.iter().filter(|datagram| !lost.get(datagram.counter as usize).unwrap_or(&false)).cloned().collect();
+            sent.iter().filter(|datagram| datagram.counter == last
+                    || !lost.get(datagram.counter as usize).unwrap_or(&false)).cloned().collect();
         let collected = unpack(&kept);
         let all = frames(&bursts);
         let mut untouched = Vec::new();
+        let mut headed = 0;
         let mut place = 0usize;
         let mut spans = Vec::new();
         for datagram in &sent {
@@ -174,10 +185,23 @@ proptest! {
             let end = start + record::HEADER_LENGTH + 3 + frame.len();
             if spans.iter().all(|(span, kept)| *kept || span.end <= start || span.start >= end) {
                 untouched.push(frame.clone());
+            } else {
+                let whole = [Prefix::new(NetworkId(7), Offload::default(), frame.len()).as_bytes(), frame].concat();
+                let has_header = spans.iter().all(|(span, kept)| *kept || span.end <= start || span.start >= start + record::HEADER_LENGTH);
+                if has_header {
+                    let (record, survived) = &collected.damaged[headed];
+                    headed += 1;
+                    prop_assert_eq!(record.len(), whole.len());
+                    for range in survived {
+                        prop_assert_eq!(&record[range.clone()], &whole[range.clone()]);
+                    }
+                }
             }
             start = end;
         }
-        prop_assert_eq!(collected.frames, untouched);
+        prop_assert_eq!(&collected.frames, &untouched);
+        let cut_off = collected.damaged.len() - headed;
+        prop_assert!(cut_off == 0, "{cut_off} records out of nowhere");
     }
 
     #[test]
@@ -187,6 +211,9 @@ proptest! {
         struct Ignore;
         impl StreamSink for Ignore {
             fn record(&mut self, _: &[u8]) {}
+            fn damaged(&mut self, record: &mut [u8], survived: &[Range<usize>]) {
+                assert!(survived.iter().all(|range| range.end <= record.len()));
+            }
             fn event(&mut self, _: StreamEvent, _: u64) {}
         }
         let mut unpacker = Unpacker::default();
@@ -236,4 +263,17 @@ fn signals_leave_no_hole() {
     unpacker.receive(at(0), 1, position, &sent[0].bytes, &mut collected);
     assert_eq!(collected.frames.len(), 1);
     assert!(collected.events.is_empty());
+}
+
+#[test]
+fn a_record_goes_on_behind_a_hole() {
+    let whole = frame(10_000, 3);
+    let sent = pack(1400, &[(0, vec![whole.clone(), frame(50, 1)])]);
+    let payload = 1400 - STREAM_OVERHEAD;
+    let kept: Vec<Sent> = [0, 1, 3, 4, 6, 7].map(|index: usize| sent[index].clone()).to_vec();
+    let collected = unpack(&kept);
+    assert_eq!(collected.frames, [frame(50, 1)]);
+    let (record, survived) = &collected.damaged[0];
+    assert_eq!(record.len(), whole.len() + record::HEADER_LENGTH + 3);
+    assert_eq!(*survived, [0..2 * payload, 3 * payload..5 * payload, 6 * payload..record.len()]);
 }

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use crate::{
     time::Instant,
@@ -20,7 +20,7 @@ pub enum StreamEvent {
     Late,
     /// A datagram had to wait behind a hole.
     Held,
-    /// A record lost its beginning, middle or end.
+    /// A record lost its beginning.
     RecordTruncated,
     /// Lengths that contradict each other: skipped to the next record start.
     Malformed,
@@ -30,6 +30,10 @@ pub enum StreamEvent {
 pub trait StreamSink {
     /// One whole record, header included, in stream order.
     fn record(&mut self, record: &[u8]);
+    /// One record, header included, of which only the `survived` ranges
+    /// (ascending, the first from 0) came; what is between them is noise, and
+    /// may be overwritten.
+    fn damaged(&mut self, record: &mut [u8], survived: &[Range<usize>]);
     /// `amount` occurrences of an event.
     fn event(&mut self, event: StreamEvent, amount: u64);
 }
@@ -48,10 +52,21 @@ pub struct Unpacker {
     deadline: Option<Instant>,
 }
 
+/// Runs of lost datagrams within one record that are bridged, at most.
+const GAPS_MAX: usize = 7;
+
+/// The record that has begun but not ended.
 #[derive(Default)]
 struct Partial {
-    bytes: Vec<u8>,
     in_record: bool,
+    bytes: Vec<u8>,
+    /// Stream bytes of the datagrams that carry it: all have the same.
+    datagram_length: usize,
+    /// Datagrams that are missing before the next one.
+    missing: u64,
+    /// Ranges of `bytes` that were lost.
+    gaps: [Range<usize>; GAPS_MAX],
+    gap_count: usize,
 }
 
 /// A datagram that waits behind a hole; `stream` is `None` for a signal,
@@ -134,7 +149,7 @@ impl Unpacker {
         }
         if counter - self.expected >= HELD_MAX as u64 {
             sink.event(StreamEvent::Missing, counter - self.expected);
-            self.partial.hole(sink);
+            self.partial.missing += counter - self.expected;
             self.expected = counter;
         }
         if counter == self.expected {
@@ -185,9 +200,9 @@ impl Unpacker {
         if let Some(next) = self.next_held() {
             let held = &self.held[next];
             let skipped = u64::from(held.stream.map_or(0, |position| position.skipped));
-            let first = held.counter.saturating_sub(skipped);
-            sink.event(StreamEvent::Missing, first.saturating_sub(self.expected));
-            self.partial.hole(sink);
+            let missing = held.counter.saturating_sub(skipped).saturating_sub(self.expected);
+            sink.event(StreamEvent::Missing, missing);
+            self.partial.missing += missing;
             self.process_held(next, sink);
         }
         self.drain(now, sink);
@@ -212,20 +227,16 @@ impl Unpacker {
 }
 
 impl Partial {
-    fn hole(&mut self, sink: &mut impl StreamSink) {
-        if self.in_record {
-            self.in_record = false;
-            sink.event(StreamEvent::RecordTruncated, 1);
-        }
-    }
-
     #[inline]
     fn datagram(&mut self, position: Position, bytes: &[u8], sink: &mut impl StreamSink) {
+        if self.missing > 0 && !self.bridge(position) {
+            self.abandon(sink);
+        }
         let continues = position.record_offset > 0;
         if self.in_record != continues
             || (continues && self.bytes.len() != position.record_offset as usize)
         {
-            self.hole(sink);
+            self.abandon(sink);
         }
         let start = if self.in_record {
             match self.fill(bytes, sink) {
@@ -240,9 +251,62 @@ impl Partial {
         };
         if let Some(rest) = bytes.get(start..) {
             self.records(rest, sink);
+            self.datagram_length = bytes.len();
         } else {
             sink.event(StreamEvent::Malformed, 1);
         }
+    }
+
+    /// Goes on with the record behind the missing datagrams, where it is still
+    /// the same one: a datagram within a record is full, so the bytes that are
+    /// missing are known. (Had the record ended in the hole, fewer would be.)
+    /// Returns whether it is.
+    fn bridge(&mut self, position: Position) -> bool {
+        let missing = usize::try_from(std::mem::take(&mut self.missing)).unwrap_or(usize::MAX);
+        let have = self.bytes.len();
+        let behind = position.record_offset as usize;
+        let is_same = self.in_record
+            && self.gap_count < GAPS_MAX
+            && self.length().is_some_and(|length| behind < length)
+            && missing.checked_mul(self.datagram_length) == behind.checked_sub(have);
+        if is_same {
+            self.gaps[self.gap_count] = have..behind;
+            self.gap_count += 1;
+            self.bytes.resize(behind, 0);
+        }
+        is_same
+    }
+
+    /// The rest of the record will not come.
+    #[cold]
+    fn abandon(&mut self, sink: &mut impl StreamSink) {
+        if !std::mem::replace(&mut self.in_record, false) {
+            return;
+        }
+        match self.length() {
+            Some(length) => {
+                let have = self.bytes.len();
+                self.bytes.resize(length, 0);
+                self.deliver_damaged(have, sink);
+            }
+            None => sink.event(StreamEvent::RecordTruncated, 1),
+        }
+    }
+
+    fn deliver_damaged(&mut self, have: usize, sink: &mut impl StreamSink) {
+        let mut survived = [const { 0..0 }; GAPS_MAX + 1];
+        let mut start = 0;
+        for (range, gap) in survived.iter_mut().zip(&self.gaps[..self.gap_count]) {
+            *range = start..gap.start;
+            start = gap.end;
+        }
+        survived[self.gap_count] = start..have;
+        sink.damaged(&mut self.bytes, &survived[..=self.gap_count]);
+    }
+
+    /// Length of the whole record, once its header is there.
+    fn length(&self) -> Option<usize> {
+        record::length(*self.bytes.first_chunk()?)
     }
 
     /// Whole records only: for a datagram that came out of order.
@@ -272,7 +336,11 @@ impl Partial {
             return None;
         }
         self.in_record = false;
-        sink.record(&self.bytes);
+        if self.gap_count == 0 {
+            sink.record(&self.bytes);
+        } else {
+            self.deliver_damaged(length, sink);
+        }
         (taken < bytes.len()).then_some(taken)
     }
 
@@ -290,6 +358,7 @@ impl Partial {
         }
         if !bytes.is_empty() {
             self.in_record = true;
+            self.gap_count = 0;
             self.bytes.clear();
             self.bytes.extend_from_slice(bytes);
         }

@@ -183,7 +183,7 @@ impl PathMtu {
         changed
     }
 
-    /// When [`PathMtu::poll_probe`] wants to be called again.
+    /// When `poll_probe` wants to be called again.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let raise = match self.phase {
             Phase::Complete { raise_at } => Some(raise_at),
