@@ -191,8 +191,6 @@ fn lease_step(pair: &Pair) -> Result<((), Step)> {
 
 fn ciphertext_step(pair: &Pair, capture: Capture, before: u64) -> Result<((), Step)> {
     const SENT_BYTES: u64 = 16 << 20;
-    const IPPROTO_ICMP: u8 = 1;
-    const IPPROTO_ICMPV6: u8 = 58;
     let (east, west) = (pair.host(Side::East), pair.host(Side::West));
     let control = Capture::start(&west.namespace, &["eth0"], MARKER)?;
     send_amount(&east.namespace, &west.namespace, west.v4.into(), Amount::Bytes(SENT_BYTES))?;
@@ -200,20 +198,15 @@ fn ciphertext_step(pair: &Pair, capture: Capture, before: u64) -> Result<((), St
     let arrived = arrived(&pair.router)?;
     let on_underlay = capture.finish()?;
     let missed = arrived.saturating_sub(before + on_underlay.frames);
-    // The router's and the appliances' kernels find neighbours and join groups by ICMP.
-    let others: u64 = on_underlay
-        .other_ip
-        .iter()
-        .filter(|(protocol, _)| ![IPPROTO_ICMP, IPPROTO_ICMPV6].contains(*protocol))
-        .map(|(_, packets)| packets)
-        .sum();
+    let others: u64 = on_underlay.other_ip.values().sum();
     let step = Step::found(format!(
-        "the router carried {} datagrams, {} kB; to UDP port {}, from {}; and {others} other IP \
-         packets but ICMP",
+        "the router carried {} datagrams, {} kB; to UDP port {}, from {}; {} ICMP messages of \
+         hosts and routers, and {others} other IP packets",
         grouped(on_underlay.datagrams()),
         grouped(on_underlay.bytes / 1000),
         ports(on_underlay.udp_flows.keys().map(|(_, to)| to.port())),
         ports(on_underlay.udp_flows.keys().map(|(from, _)| from.port())),
+        on_underlay.icmp,
     ))
     .and(format!(
         "a known text sent {} times from host-e to host-w is in {} of them; on host-w's own \
