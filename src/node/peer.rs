@@ -85,6 +85,7 @@ pub(super) struct PeerControl {
     pub(super) software: String,
     pub(super) startup_id: Option<u64>,
     pub(super) group_digest: Option<[u8; 32]>,
+    pub(super) established: Option<Instant>,
 }
 
 impl PeerControl {
@@ -125,8 +126,7 @@ impl PeerControl {
         let Some((session, newer)) = newer.split_first_mut() else { return false };
         let is_newest = !newer.iter().any(|session| session.confirmed);
         session.confirmed = true;
-        session.expire_at =
-            if is_newest { session.overdue_at } else { now + RETIRED_LIFETIME };
+        session.expire_at = if is_newest { session.overdue_at } else { now + RETIRED_LIFETIME };
         is_newest
     }
 
