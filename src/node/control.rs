@@ -3,8 +3,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use super::{
     Counter, Counters, WorkerCommand, WorkerEvent,
     peer::{
-        DOWN, Initiation, OVERDUE_LIFETIME, PENDING_LIFETIME, PeerControl, PeerStanding,
-        RETIRED_LIFETIME, Session,
+        DOWN, INITIATIONS_MAX, Initiation, OVERDUE_LIFETIME, PENDING_LIFETIME, PeerControl,
+        PeerStanding, Session,
     },
     worker::send_counter,
 };
@@ -17,7 +17,8 @@ use crate::{
     time::Instant,
     topology::{PeerIndex, PortIndex, Topology},
     tunnel::{
-        Lane, LaneSink, LaneStatistics, Path, ReceiveError, SessionParameters, TransmitError,
+        Lane, LaneSink, LaneStatistics, Path, ReceiveError, SessionParameters, SocketRole,
+        TransmitError,
     },
     wire::{
         datagram::{CONTROL_LANE, Header},
@@ -139,7 +140,7 @@ pub struct PeerReport {
     pub lanes: Option<u8>,
     /// Its group file differs from this appliance's.
     pub group_differs: bool,
-    /// When the session in use was established.
+    /// When the newest session was established, be it over by now or not.
     pub established: Option<Instant>,
     /// The control lane's path.
     pub path: Option<Path>,
@@ -179,7 +180,7 @@ impl ControlPlane {
                     statistics[usize::from(index.0)].clone(),
                 ),
                 sessions: Vec::new(),
-                initiation: None,
+                initiations: Vec::new(),
                 initiate_at: now,
                 attempts: 0,
                 cookie: None,
@@ -190,6 +191,7 @@ impl ControlPlane {
                 software: String::new(),
                 startup_id: None,
                 group_digest: None,
+                established: None,
             })
             .collect();
         Self {
@@ -224,7 +226,7 @@ impl ControlPlane {
                 cipher: current.map(|session| session.agreed.cipher),
                 lanes: current.map(|session| self.lanes(session.agreed.lanes.get())),
                 group_differs: self.group_differs(peer),
-                established: current.map(|session| session.established),
+                established: peer.established,
                 path: peer.lane.path(),
                 statistics: self.statistics[usize::from(peer.index.0)].clone(),
             }
@@ -246,14 +248,17 @@ impl ControlPlane {
         }
         match HandshakeMessage::parse(datagram) {
             Ok(HandshakeMessage::CookieReply(_)) => self.handle_cookie(now, datagram),
-            Ok(message) => {
-                let is_initiation = matches!(message, HandshakeMessage::Initiation(_));
+            Ok(HandshakeMessage::Initiation(_)) => {
                 if self.admit(now, path, datagram, outlet) {
-                    if is_initiation {
-                        self.handle_initiation(now, path, datagram, outlet);
-                    } else {
-                        self.handle_response(now, path, datagram, outlet);
-                    }
+                    self.handle_initiation(now, path, datagram, outlet);
+                }
+            }
+            Ok(HandshakeMessage::Response(response)) => {
+                // Asked for first: what nobody waits for uses up no rate.
+                if self.begun(response.receiver()).is_none() {
+                    self.counters.bump(Counter::HandshakeInvalid);
+                } else if self.admit(now, path, datagram, outlet) {
+                    self.handle_response(now, path, response.receiver(), datagram, outlet);
                 }
             }
             Err(_) => self.counters.bump(Counter::DatagramUnknown),
@@ -358,7 +363,10 @@ impl ControlPlane {
         );
         match started {
             Ok((initiator, datagram)) => {
-                peer.initiation = Some(Initiation { initiator, path, cookie_used });
+                if peer.initiations.len() == INITIATIONS_MAX {
+                    peer.initiations.remove(0);
+                }
+                peer.initiations.push(Initiation { initiator, path, cookie_used });
                 if let Err(error) = outlet.transmit(&path, &datagram) {
                     self.counters.bump(send_counter(error));
                 }
@@ -372,14 +380,15 @@ impl ControlPlane {
 
     fn handle_cookie(&mut self, now: Instant, datagram: &[u8]) {
         for peer in &mut self.peers {
-            let Some(initiation) = &peer.initiation else { continue };
-            if let Ok(cookie) = initiation.initiator.take_cookie(now, datagram) {
-                self.counters.bump(Counter::CookieReceived);
-                peer.cookie = Some(cookie);
-                if !initiation.cookie_used {
-                    peer.initiate_at = now;
+            for initiation in &peer.initiations {
+                if let Ok(cookie) = initiation.initiator.take_cookie(now, datagram) {
+                    self.counters.bump(Counter::CookieReceived);
+                    peer.cookie = Some(cookie);
+                    if !initiation.cookie_used {
+                        peer.initiate_at = now;
+                    }
+                    return;
                 }
-                return;
             }
         }
         self.counters.bump(Counter::HandshakeInvalid);
@@ -389,31 +398,29 @@ impl ControlPlane {
         &mut self,
         now: Instant,
         path: Path,
+        receiver: u32,
         datagram: &[u8],
         outlet: &mut impl ControlOutlet,
     ) {
-        let Ok(HandshakeMessage::Response(response)) = HandshakeMessage::parse(datagram) else {
-            return;
-        };
-        let begun = self.peers.iter_mut().position(|peer| {
-            peer.initiation
-                .as_ref()
-                .is_some_and(|initiation| initiation.initiator.local_index() == response.receiver())
-        });
-        let Some(index) = begun else {
-            self.counters.bump(Counter::HandshakeInvalid);
-            return;
-        };
-        let Some(initiation) = &mut self.peers[index].initiation else { return };
+        let Some((index, place)) = self.begun(receiver) else { return };
+        let initiation = &mut self.peers[index].initiations[place];
         match initiation.initiator.finish(datagram) {
             Ok(established) => {
                 // Answered from elsewhere than asked: the peer knows its way best.
                 let path = Path { local: None, socket: initiation.path.socket, ..path };
-                self.peers[index].initiation = None;
+                self.peers[index].initiations.clear();
                 self.establish(now, index, established, Some(path), outlet);
             }
             Err(error) => self.refuse(index, path.remote, &error, outlet),
         }
+    }
+
+    /// The handshake of this side's that `local_index` names: whose, and which.
+    fn begun(&self, local_index: u32) -> Option<(usize, usize)> {
+        self.peers
+            .iter()
+            .enumerate()
+            .find_map(|(index, peer)| Some((index, peer.initiation(local_index)?)))
     }
 
     fn handle_initiation(
@@ -474,7 +481,11 @@ impl ControlPlane {
         for local_index in self.peers[index].surplus(initiated) {
             self.remove(index, local_index, outlet);
         }
+        // A listener's path leads to the peer's control lane alone: behind a NAT,
+        // each of its lanes has another port.
+        let is_common = path.is_some_and(|path| path.socket == SocketRole::Dialer);
         let parameters = |lane: u8| {
+            let path = path.filter(|_| is_common || lane == CONTROL_LANE);
             let keys = established.secrets.lane(lane);
             SessionParameters {
                 local_index: established.local_index,
@@ -499,6 +510,7 @@ impl ControlPlane {
             initiated,
             confirmed: false,
             expire_at: now + PENDING_LIFETIME,
+            overdue_at: now + self.rekey_after + OVERDUE_LIFETIME,
             hello: established.remote_hello,
             agreed: established.agreed,
         });
@@ -521,19 +533,15 @@ impl ControlPlane {
         for surplus in self.peers[index].surplus(true) {
             self.remove(index, surplus, outlet);
         }
-        let overdue = now + self.rekey_after + OVERDUE_LIFETIME;
         let differed = self.group_differs(&self.peers[index]);
         let peer = &mut self.peers[index];
-        for session in &mut peer.sessions {
-            if session.confirmed {
-                session.expire_at = session.expire_at.min(now + RETIRED_LIFETIME);
-            }
+        self.counters.bump(Counter::HandshakeCompleted);
+        if !peer.confirm(now, local_index) {
+            return;
         }
         let Some(session) = peer.session(local_index) else { return };
-        session.confirmed = true;
-        session.expire_at = overdue;
         let hello = session.hello.clone();
-        self.counters.bump(Counter::HandshakeCompleted);
+        peer.established = Some(now);
         peer.rekey_wanted = false;
         peer.attempts = 0;
         peer.software = hello.software.as_str().to_owned();
@@ -583,14 +591,14 @@ impl ControlPlane {
                 return;
             }
         }
-        peer.heard_at = Some(now);
+        peer.note_heard(now, header.receiver);
         if peer.session(header.receiver).is_some_and(|session| !session.confirmed) {
             self.confirm(now, index, header.receiver, outlet);
         } else {
             self.revive(index, before, outlet);
         }
         for signal in signals {
-            self.handle_signal(now, index, signal, outlet);
+            self.handle_signal(now, index, header.receiver, signal, outlet);
         }
     }
 
@@ -611,22 +619,13 @@ impl ControlPlane {
         &mut self,
         now: Instant,
         index: usize,
+        local_index: u32,
         item: Item,
         outlet: &mut impl ControlOutlet,
     ) {
         match item {
             Item::Known(Signal::Close { .. }) => {
-                let sessions: Vec<u32> =
-                    self.peers[index].sessions.iter().map(|session| session.local_index).collect();
-                for local_index in sessions {
-                    self.remove(index, local_index, outlet);
-                }
-                let peer = &mut self.peers[index];
-                let reason = "it said farewell: shut down or restarting".to_owned();
-                peer.standing = PeerStanding::Down(reason.clone());
-                peer.initiation = None;
-                peer.initiate_at = now + FAREWELL_PAUSE;
-                outlet.event(ControlEvent::PeerDown { peer: peer.index, reason });
+                self.handle_farewell(now, index, local_index, outlet);
             }
             Item::Known(Signal::GroupDigest { digest }) => {
                 let differed = self.group_differs(&self.peers[index]);
@@ -638,6 +637,38 @@ impl ControlPlane {
             Item::Unknown(_) => self.counters.bump(Counter::SignalUnknown),
             Item::Malformed => self.counters.bump(Counter::SignalMalformed),
         }
+    }
+
+    /// The process that holds session `local_index` ends. A farewell may come
+    /// late: the sessions of the process that came after it stay.
+    fn handle_farewell(
+        &mut self,
+        now: Instant,
+        index: usize,
+        local_index: u32,
+        outlet: &mut impl ControlOutlet,
+    ) {
+        let peer = &mut self.peers[index];
+        let Some(session) = peer.session(local_index) else { return };
+        let leaving = session.hello.startup_id;
+        let sessions: Vec<u32> = peer
+            .sessions
+            .iter()
+            .filter(|session| session.hello.startup_id == leaving)
+            .map(|session| session.local_index)
+            .collect();
+        for local_index in sessions {
+            self.remove(index, local_index, outlet);
+        }
+        let peer = &mut self.peers[index];
+        if peer.current().is_some() {
+            return;
+        }
+        let reason = "it said farewell: shut down or restarting".to_owned();
+        peer.standing = PeerStanding::Down(reason.clone());
+        peer.initiations.clear();
+        peer.initiate_at = now + FAREWELL_PAUSE;
+        outlet.event(ControlEvent::PeerDown { peer: peer.index, reason });
     }
 
     fn expire(&mut self, now: Instant, index: usize, outlet: &mut impl ControlOutlet) {
@@ -672,12 +703,12 @@ impl ControlPlane {
         self.counters.bump(handshake_counter(error));
         match error {
             HandshakeError::Disagreement { source, .. } => {
-                self.peers[index].initiation = None;
+                self.peers[index].initiations.clear();
                 self.incompatible(index, source.to_string(), outlet);
             }
             other => {
                 if matches!(other, HandshakeError::Hello { .. }) {
-                    self.peers[index].initiation = None;
+                    self.peers[index].initiations.clear();
                 }
                 let reason = other.to_string();
                 outlet.event(ControlEvent::HandshakeRefused { source, reason });
@@ -716,10 +747,7 @@ impl ControlPlane {
             let index = u32::from_le_bytes(draw(&mut *self.random));
             let taken = self.peers.iter().any(|peer| {
                 peer.sessions.iter().any(|session| session.local_index == index)
-                    || peer
-                        .initiation
-                        .as_ref()
-                        .is_some_and(|begun| begun.initiator.local_index() == index)
+                    || peer.initiation(index).is_some()
             });
             if !taken {
                 return index;
