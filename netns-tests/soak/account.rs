@@ -68,7 +68,7 @@ pub(crate) fn explain(before: &Counts, after: &Counts, inbound: &Inbound) -> Vec
         value: unaccounted,
         allowed: -((IN_FLIGHT + handshakes) as i64)..=IN_FLIGHT as i64,
         because: format!(
-            "{} sent, {} received, {} dropped on purpose, {} by full queues",
+            "{} sent, {} received, {} dropped on purpose, {} for want of room",
             inbound.sent,
             inbound.received,
             inbound.lost,
@@ -101,7 +101,7 @@ fn expectation(
     match name {
         "stream_missing" => (
             // What a session loses last, nothing newer shows to be missing.
-            (inbound.lost * 9 / 10).saturating_sub(IN_FLIGHT)..=gone + late + IN_FLIGHT,
+            (inbound.lost * 9 / 10 + late).saturating_sub(IN_FLIGHT)..=gone + late + IN_FLIGHT,
             format!("{gone} lost, {late} late"),
         ),
         "stream_late" => (
@@ -112,9 +112,11 @@ fn expectation(
             1..=128 * (missing + inbound.overtaken),
             format!("at most 128 behind each of {} holes", missing + inbound.overtaken),
         ),
-        "record_truncated" => {
-            (0..=missing, format!("at most one frame at each of {missing} missing"))
-        }
+        "record_truncated" | "record_salvaged" => (
+            0..=missing
+                .saturating_sub(count("record_truncated") + count("record_salvaged") - count(name)),
+            format!("with the other of salvaged and truncated, one at each of {missing} missing"),
+        ),
         "handshake_completed" => (
             handshakes * 8 / 10..=handshakes * 12 / 10 + 2,
             format!(

@@ -103,7 +103,8 @@ impl Unpacker {
     ) {
         if counter < self.expected {
             sink.event(StreamEvent::Late, 1);
-            Partial::default().late(position, bytes, sink);
+            let rest = position.first_record.and_then(|first| bytes.get(usize::from(first)..));
+            whole_records(rest.unwrap_or_default(), sink);
         } else if first_counter(counter, position) <= self.expected {
             self.partial.datagram(position, bytes, sink);
             self.advance(now, counter + 1, sink);
@@ -254,7 +255,7 @@ impl Partial {
             }
         };
         if let Some(rest) = bytes.get(start..) {
-            self.records(rest, sink);
+            self.begin(whole_records(rest, sink));
             self.datagram_length = bytes.len();
         } else {
             sink.event(StreamEvent::Malformed, 1);
@@ -313,12 +314,6 @@ impl Partial {
         record::length(*self.bytes.first_chunk()?)
     }
 
-    /// Whole records only: for a datagram that came out of order.
-    fn late(&mut self, position: Position, bytes: &[u8], sink: &mut impl StreamSink) {
-        let rest = position.first_record.and_then(|first| bytes.get(usize::from(first)..));
-        self.records(rest.unwrap_or_default(), sink);
-    }
-
     /// Continues the partial record; returns where the datagram's own records
     /// start, or `None` where nothing is left.
     fn fill(&mut self, bytes: &[u8], sink: &mut impl StreamSink) -> Option<usize> {
@@ -348,18 +343,9 @@ impl Partial {
         (taken < bytes.len()).then_some(taken)
     }
 
-    /// Delivers the whole records at the start of `bytes` in place and keeps the rest.
+    /// Keeps the beginning of a record, if there is one.
     #[inline]
-    fn records(&mut self, mut bytes: &[u8], sink: &mut impl StreamSink) {
-        while let Some(header) = bytes.first_chunk::<{ record::HEADER_LENGTH }>() {
-            let Some(length) = record::length(*header) else {
-                sink.event(StreamEvent::Malformed, 1);
-                return;
-            };
-            let Some((whole, rest)) = bytes.split_at_checked(length) else { break };
-            sink.record(whole);
-            bytes = rest;
-        }
+    fn begin(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() {
             self.in_record = true;
             self.gap_count = 0;
@@ -367,4 +353,19 @@ impl Partial {
             self.bytes.extend_from_slice(bytes);
         }
     }
+}
+
+/// Delivers the whole records at the start of `bytes` in place and returns the rest.
+#[inline]
+fn whole_records<'a>(mut bytes: &'a [u8], sink: &mut impl StreamSink) -> &'a [u8] {
+    while let Some(header) = bytes.first_chunk::<{ record::HEADER_LENGTH }>() {
+        let Some(length) = record::length(*header) else {
+            sink.event(StreamEvent::Malformed, 1);
+            return &[];
+        };
+        let Some((whole, rest)) = bytes.split_at_checked(length) else { break };
+        sink.record(whole);
+        bytes = rest;
+    }
+    bytes
 }
