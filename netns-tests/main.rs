@@ -15,5 +15,6 @@ mod hostile;
 mod isolation;
 mod path_mtu;
 mod restart;
+mod soak;
 mod underlay;
 mod versions;

@@ -203,9 +203,8 @@ impl Reporter {
             );
         }
         for attachment in attachments {
-            warnings.extend(
-                attachment.notes.iter().map(|note| format!("{}: {note}", attachment.interface)),
-            );
+            let notes = attachment.notes.iter().filter(|note| !is_about_link_local(note));
+            warnings.extend(notes.map(|note| format!("{}: {note}", attachment.interface)));
         }
         warnings
     }
@@ -269,7 +268,7 @@ impl Reporter {
             link_local_note: found
                 .notes
                 .iter()
-                .find(|note| note.contains("01:80:c2"))
+                .find(|note| is_about_link_local(note))
                 .cloned()
                 .unwrap_or_default(),
         })
@@ -435,6 +434,11 @@ fn listed(scope: &str, counters: &Counters) -> Vec<model::Counter> {
         help: counter.help().trim().to_owned(),
     };
     counters.read().into_iter().map(counter).collect()
+}
+
+/// A property of every bridge, shown with its attachment; nothing to be warned of.
+fn is_about_link_local(note: &str) -> bool {
+    note.contains("01:80:c2")
 }
 
 fn cipher_name(cipher: CipherSuite) -> &'static str {

@@ -33,7 +33,10 @@ pub struct Seen {
     pub bytes: u64,
     /// UDP datagrams by source and destination.
     pub udp_flows: BTreeMap<(SocketAddr, SocketAddr), u64>,
-    /// Frames of IP that are not UDP, by IP protocol number.
+    /// ICMP and ICMPv6 errors, neighbour and router discovery: what hosts and
+    /// routers say of themselves. An echo is not among them.
+    pub icmp: u64,
+    /// Other frames of IP that are not UDP, by IP protocol number.
     pub other_ip: BTreeMap<u8, u64>,
     /// Frames that contain the text that was searched for.
     pub with_text: u64,
@@ -106,16 +109,32 @@ impl Seen {
             ),
             _ => return,
         };
-        if let Some(TransportSlice::Udp(udp)) = &packet.transport {
-            let flow = (
-                SocketAddr::new(source, udp.source_port()),
-                SocketAddr::new(destination, udp.destination_port()),
-            );
-            *self.udp_flows.entry(flow).or_default() += 1;
-        } else {
-            *self.other_ip.entry(protocol).or_default() += 1;
+        match &packet.transport {
+            Some(TransportSlice::Udp(udp)) => {
+                let flow = (
+                    SocketAddr::new(source, udp.source_port()),
+                    SocketAddr::new(destination, udp.destination_port()),
+                );
+                *self.udp_flows.entry(flow).or_default() += 1;
+            }
+            Some(TransportSlice::Icmpv4(icmp)) if is_own_affair(icmp.type_u8()) => self.icmp += 1,
+            Some(TransportSlice::Icmpv6(icmp)) if is_own_affair_v6(icmp.type_u8()) => {
+                self.icmp += 1;
+            }
+            _ => *self.other_ip.entry(protocol).or_default() += 1,
         }
     }
+}
+
+/// Destination unreachable, redirect, time exceeded, parameter problem (RFC 792).
+fn is_own_affair(icmp_type: u8) -> bool {
+    matches!(icmp_type, 3 | 5 | 11 | 12)
+}
+
+/// Errors (RFC 4443, section 2.1), router and neighbour discovery (RFC 4861,
+/// section 4), multicast listeners (RFC 2710, RFC 3810).
+fn is_own_affair_v6(icmp_type: u8) -> bool {
+    matches!(icmp_type, 0..128 | 130..=137 | 143)
 }
 
 const POLL: Duration = Duration::from_millis(20);
@@ -200,6 +219,22 @@ mod tests {
         let flow = ("192.0.2.11:7".parse().unwrap(), "192.0.2.1:8".parse().unwrap());
         assert_eq!(seen.udp_flows, BTreeMap::from([(flow, 2)]));
         assert_eq!((seen.frames, seen.datagrams(), seen.with_text), (3, 2, 1));
+    }
+
+    #[test]
+    fn an_error_is_the_underlays_own_affair_and_an_echo_is_not() {
+        use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader};
+        let finder = memchr::memmem::Finder::new(b"secret");
+        let mut seen = Seen::default();
+        let ethernet = || PacketBuilder::ethernet2(OTHER, OWN);
+        let builder = || ethernet().ipv4([192, 0, 2, 11], [192, 0, 2, 1], 64);
+        let unreachable = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port);
+        for builder in [builder().icmpv4(unreachable), builder().icmpv4_echo_request(1, 1)] {
+            let mut frame = Vec::new();
+            builder.write(&mut frame, &[0; 28]).unwrap();
+            seen.add(&frame, &finder);
+        }
+        assert_eq!((seen.icmp, seen.other_ip), (1, BTreeMap::from([(1, 1)])));
     }
 
     #[test]

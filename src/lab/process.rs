@@ -1,7 +1,7 @@
 //! Child processes whose output is kept and whose end is certain.
 
 use super::{LabError, Result, wait_until};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::{
     fs::{self, File},
     os::unix::process::{CommandExt, ExitStatusExt},
@@ -129,10 +129,10 @@ impl Process {
         self.kill();
     }
 
-    /// Ends it at once, as a crash would: SIGKILL.
+    /// Ends it and what it has started at once, as a crash would: SIGKILL.
     pub fn kill(&mut self) {
         if self.is_running() {
-            let _ = self.child.kill();
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
             self.status = self.child.wait().ok();
         }
     }
@@ -216,15 +216,22 @@ mod tests {
     #[test]
     fn ends_what_ignores_sigterm() {
         let directory = tempfile::tempdir().unwrap();
-        let script = "trap '' TERM; echo ready; while :; do read x </dev/zero & wait; done";
-        let mut process =
-            Process::start(directory.path(), "here", &["bash", "-c", script]).unwrap();
+        let script = "trap '' TERM; echo ready; exec sleep 60";
+        let mut process = Process::start(directory.path(), "here", &["sh", "-c", script]).unwrap();
         wait_until("the trap", Duration::from_secs(5), || {
             if process.stdout() == "ready\n" { Ok(()) } else { Err(process.stdout()) }
         })
         .unwrap();
         process.terminate();
         assert_eq!(process.status.and_then(|status| status.signal()), Some(9));
+        let group = Pid::from_child(&process.child);
+        wait_until("its children to end", Duration::from_secs(5), || {
+            match rustix::process::test_kill_process_group(group) {
+                Err(_) => Ok(()),
+                Ok(()) => Err("they run on".into()),
+            }
+        })
+        .unwrap();
     }
 
     #[test]

@@ -200,12 +200,13 @@ fn ciphertext_step(pair: &Pair, capture: Capture, before: u64) -> Result<((), St
     let missed = arrived.saturating_sub(before + on_underlay.frames);
     let others: u64 = on_underlay.other_ip.values().sum();
     let step = Step::found(format!(
-        "the router carried {} datagrams, {} kB; to UDP port {}, from {}; and {others} other IP \
-         packets",
+        "the router carried {} datagrams, {} kB; to UDP port {}, from {}; {} ICMP messages of \
+         hosts and routers, and {others} other IP packets",
         grouped(on_underlay.datagrams()),
         grouped(on_underlay.bytes / 1000),
         ports(on_underlay.udp_flows.keys().map(|(_, to)| to.port())),
         ports(on_underlay.udp_flows.keys().map(|(from, _)| from.port())),
+        on_underlay.icmp,
     ))
     .and(format!(
         "a known text sent {} times from host-e to host-w is in {} of them; on host-w's own \

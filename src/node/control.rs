@@ -140,7 +140,7 @@ pub struct PeerReport {
     pub lanes: Option<u8>,
     /// Its group file differs from this appliance's.
     pub group_differs: bool,
-    /// When the session in use was established.
+    /// When the newest session was established, be it over by now or not.
     pub established: Option<Instant>,
     /// The control lane's path.
     pub path: Option<Path>,
@@ -191,6 +191,7 @@ impl ControlPlane {
                 software: String::new(),
                 startup_id: None,
                 group_digest: None,
+                established: None,
             })
             .collect();
         Self {
@@ -225,7 +226,7 @@ impl ControlPlane {
                 cipher: current.map(|session| session.agreed.cipher),
                 lanes: current.map(|session| self.lanes(session.agreed.lanes.get())),
                 group_differs: self.group_differs(peer),
-                established: current.map(|session| session.established),
+                established: peer.established,
                 path: peer.lane.path(),
                 statistics: self.statistics[usize::from(peer.index.0)].clone(),
             }
@@ -540,6 +541,7 @@ impl ControlPlane {
         }
         let Some(session) = peer.session(local_index) else { return };
         let hello = session.hello.clone();
+        peer.established = Some(now);
         peer.rekey_wanted = false;
         peer.attempts = 0;
         peer.software = hello.software.as_str().to_owned();

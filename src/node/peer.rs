@@ -85,6 +85,7 @@ pub(super) struct PeerControl {
     pub(super) software: String,
     pub(super) startup_id: Option<u64>,
     pub(super) group_digest: Option<[u8; 32]>,
+    pub(super) established: Option<Instant>,
 }
 
 impl PeerControl {

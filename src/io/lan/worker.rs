@@ -328,15 +328,20 @@ impl Attachment {
         }
     }
 
-    /// Notes the state, and logs it where it is news.
+    /// Notes the state, and logs news that its users are not told: they log the rest.
     fn enter(&mut self, state: AttachmentState, reason: Option<Reason>) {
         if self.state == state && self.reason == reason {
             return;
         }
         let (kind, interface) = (self.spec.kind.name(), self.spec.kind.interface());
         match &reason {
-            Some(reason) => warn!(kind, interface, %state, %reason, "attachment"),
-            None => info!(kind, interface, %state, "attachment"),
+            Some(reason) if state == AttachmentState::Failed => {
+                warn!(kind, interface, %reason, "attachment failed");
+            }
+            Some(reason) if self.served.is_none() => {
+                info!(kind, interface, %reason, "attachment {state}");
+            }
+            _ => {}
         }
         self.state = state;
         self.reason = reason;
