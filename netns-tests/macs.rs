@@ -20,6 +20,7 @@ use landbridge::{
 use std::time::Duration;
 
 const STATION: MacAddress = [2, 0xaa, 0, 0, 0, 1];
+const HERE: &[u8] = b"here I am";
 
 fn entry(pair: &TestPair, side: Side, mac: MacAddress) -> Result<MacEntry, String> {
     let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -42,8 +43,8 @@ fn assert_lives(pair: &TestPair, mac: MacAddress, home: Side, moves: u32) {
     }
 }
 
-fn flooded(source: MacAddress) -> Vec<u8> {
-    frame([0xff; 6], source, &[], EXPERIMENTAL, b"here I am")
+fn flooded(source: MacAddress, text: &[u8]) -> Vec<u8> {
+    frame([0xff; 6], source, &[], EXPERIMENTAL, text)
 }
 
 #[test]
@@ -56,10 +57,9 @@ fn a_station_is_learnt_moves_and_is_followed() {
     for side in Side::BOTH {
         assert_lives(&pair, pair.host(side).namespace.mac("eth0").unwrap(), side, 0);
     }
-    east.send(&flooded(STATION));
+    east.send(&flooded(STATION, HERE));
     assert_lives(&pair, STATION, Side::East, 0);
-    // Known to live at the west site, so it doesn't go there any more.
-    west.send(&flooded(STATION));
+    west.send(&flooded(STATION, b"and now here"));
     assert_lives(&pair, STATION, Side::West, 1);
     for side in Side::BOTH {
         wait_for_counter(&pair, side, "mac_moved", 1);
@@ -79,7 +79,7 @@ fn a_silent_station_is_forgotten() {
         extra_network_lines: "ageing_s = 10\n".into(),
         ..PairOptions::default()
     });
-    Probe::on(pair.host(Side::East)).send(&flooded(STATION));
+    Probe::on(pair.host(Side::East)).send(&flooded(STATION, HERE));
     assert_lives(&pair, STATION, Side::East, 0);
     for side in Side::BOTH {
         within(Duration::from_secs(15), "the address to age", || {
@@ -105,11 +105,11 @@ fn a_network_has_as_many_stations_as_it_may() {
     let [east, west] = Side::BOTH.map(|side| Probe::on(pair.host(side)));
     for number in 0..MORE {
         let [a, b, c, d, e, _] = STATION;
-        east.send(&flooded([a, b, c, d, e, 0x10 + number]));
+        east.send(&flooded([a, b, c, d, e, 0x10 + number], HERE));
     }
     // All of them are flooded nevertheless.
     let arrived = west.receive(MORE.into(), Duration::from_secs(5), |frame| {
-        frame.ends_with(b"here I am") && frame[6..8] == STATION[..2]
+        frame.ends_with(HERE) && frame[6..8] == STATION[..2]
     });
     assert_eq!(arrived.len(), usize::from(MORE));
     for side in Side::BOTH {

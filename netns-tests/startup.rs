@@ -132,7 +132,15 @@ fn spawn_as_nobody(pair: &TestPair, directory: &std::path::Path, kept: &str) -> 
     let file = |name: &str| directory.join(name).to_string_lossy().into_owned();
     let user = NOBODY.to_string();
     let [binary, group, key, socket] = ["landbridge", "group.toml", "key", "sock"].map(file);
+    // The device as udev makes it; a container's may be for root alone.
+    let script = "mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 && \
+                  exec \"$0\" \"$@\"";
     let argv = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        script,
         "setpriv",
         "--reuid",
         &user,

@@ -134,13 +134,15 @@ fn replayed_datagrams_change_nothing() {
     let is_one = |frame: &[u8]| frames.iter().any(|sent| sent == frame);
     assert_eq!(west.receive(frames.len(), 5 * SECOND, is_one).len(), frames.len());
     let recorded = relay.recorded(Side::East);
-    assert!(!recorded.is_empty());
+    // IPv4 and UDP header, then the type: up to 3 for handshakes.
+    let transport = recorded.iter().filter(|packet| packet.get(28) > Some(&3)).count() as u64;
+    assert!(transport > 0);
     for packet in recorded {
         relay.inject(packet);
     }
     let last = send(20);
     west.expect_none_before(5 * SECOND, is_one, |frame| frame == last);
-    wait_for_counter(&pair, Side::West, "datagram_replayed", frames.len() as u64);
+    wait_for_counter(&pair, Side::West, "datagram_replayed", transport);
 }
 
 #[test]

@@ -78,8 +78,13 @@ pub(crate) fn within<T>(
 
 /// One ping from the first east host to the first west one.
 pub(crate) fn ping_once(pair: &Pair) -> Result<(), String> {
-    let target = pair.host(Side::West).v4.to_string();
+    ping_from(pair, Side::East)
+}
+
+/// One ping from a side's first host to the other side's.
+pub(crate) fn ping_from(pair: &Pair, side: Side) -> Result<(), String> {
+    let target = pair.host(side.other()).v4.to_string();
     let argv = ["ping", "-n", "-c", "1", "-W", "0.2", &target];
-    let output = pair.host(Side::East).namespace.exec(&argv);
+    let output = pair.host(side).namespace.exec(&argv);
     output.and_then(|output| output.success()).map(drop).map_err(|error| error.to_string())
 }

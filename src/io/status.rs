@@ -203,9 +203,8 @@ impl Reporter {
             );
         }
         for attachment in attachments {
-            warnings.extend(
-                attachment.notes.iter().map(|note| format!("{}: {note}", attachment.interface)),
-            );
+            let notes = attachment.notes.iter().filter(|note| !is_link_local_note(note));
+            warnings.extend(notes.map(|note| format!("{}: {note}", attachment.interface)));
         }
         warnings
     }
@@ -269,7 +268,7 @@ impl Reporter {
             link_local_note: found
                 .notes
                 .iter()
-                .find(|note| note.contains("01:80:c2"))
+                .find(|note| is_link_local_note(note))
                 .cloned()
                 .unwrap_or_default(),
         })
@@ -425,6 +424,11 @@ impl Reporter {
         }
         all
     }
+}
+
+/// Shown with the attachment: it is so on every bridge, and nothing to be acted on.
+fn is_link_local_note(note: &str) -> bool {
+    note.contains("01:80:c2")
 }
 
 fn listed(scope: &str, counters: &Counters) -> Vec<model::Counter> {

@@ -25,9 +25,9 @@ use crate::{
     },
 };
 
-/// How often an idle data lane pings: often enough to keep a NAT's mapping
-/// (RFC 4787, REQ-5, allows no less than two minutes, real ones 30 s).
-const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How often an idle data lane pings: it keeps a NAT's mapping, and a peer that
+/// only receives on this lane learns so soon that the mapping has changed.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// Suspicious events told per second, at most; all are counted.
 const SUSPICION_INTERVAL: Duration = Duration::from_secs(1);
 /// Events kept for the control plane, at most; more are forgotten, since each
