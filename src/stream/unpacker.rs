@@ -89,7 +89,9 @@ impl Unpacker {
     ) {
         if counter < self.expected {
             sink.event(StreamEvent::Late, 1);
-            Partial::default().late(position, bytes, sink);
+            // Its fragments belong to records that were given up.
+            let rest = position.first_record.and_then(|first| bytes.get(usize::from(first)..));
+            whole_records(rest.unwrap_or_default(), sink);
         } else if counter.saturating_sub(u64::from(position.skipped)) <= self.expected {
             self.partial.datagram(position, bytes, sink);
             self.advance(now, counter + 1, sink);
@@ -245,12 +247,6 @@ impl Partial {
         }
     }
 
-    /// Whole records only: for a datagram that came out of order.
-    fn late(&mut self, position: Position, bytes: &[u8], sink: &mut impl StreamSink) {
-        let rest = position.first_record.and_then(|first| bytes.get(usize::from(first)..));
-        self.records(rest.unwrap_or_default(), sink);
-    }
-
     /// Continues the partial record; returns where the datagram's own records
     /// start, or `None` where nothing is left.
     fn fill(&mut self, bytes: &[u8], sink: &mut impl StreamSink) -> Option<usize> {
@@ -278,20 +274,28 @@ impl Partial {
 
     /// Delivers the whole records at the start of `bytes` in place and keeps the rest.
     #[inline]
-    fn records(&mut self, mut bytes: &[u8], sink: &mut impl StreamSink) {
-        while let Some(header) = bytes.first_chunk::<{ record::HEADER_LENGTH }>() {
-            let Some(length) = record::length(*header) else {
-                sink.event(StreamEvent::Malformed, 1);
-                return;
-            };
-            let Some((whole, rest)) = bytes.split_at_checked(length) else { break };
-            sink.record(whole);
-            bytes = rest;
-        }
-        if !bytes.is_empty() {
+    fn records(&mut self, bytes: &[u8], sink: &mut impl StreamSink) {
+        let rest = whole_records(bytes, sink);
+        if !rest.is_empty() {
             self.in_record = true;
             self.bytes.clear();
-            self.bytes.extend_from_slice(bytes);
+            self.bytes.extend_from_slice(rest);
         }
     }
+}
+
+/// Delivers the whole records at the start of `bytes` and returns the beginning
+/// of one after them; nothing where a length makes no sense.
+#[inline]
+fn whole_records<'a>(mut bytes: &'a [u8], sink: &mut impl StreamSink) -> &'a [u8] {
+    while let Some(header) = bytes.first_chunk::<{ record::HEADER_LENGTH }>() {
+        let Some(length) = record::length(*header) else {
+            sink.event(StreamEvent::Malformed, 1);
+            return &[];
+        };
+        let Some((whole, rest)) = bytes.split_at_checked(length) else { break };
+        sink.record(whole);
+        bytes = rest;
+    }
+    bytes
 }
