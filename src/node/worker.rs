@@ -306,6 +306,14 @@ impl Worker {
         self.forwarding.events.pop()
     }
 
+    /// Makes the keys in use as good as worn.
+    #[cfg(test)]
+    pub(super) fn wear_out(&mut self) {
+        for lane in self.tunnels.iter_mut().flat_map(|tunnel| &mut tunnel.lanes) {
+            lane.wear_out();
+        }
+    }
+
     fn lane(&mut self, peer: PeerIndex, number: u8) -> Option<&mut Lane> {
         let place = self.place(number)?;
         self.tunnels[usize::from(peer.0)].lanes.get_mut(place)

@@ -170,6 +170,14 @@ impl Lane {
         wants
     }
 
+    /// Makes the key in use as good as worn.
+    #[cfg(test)]
+    pub(crate) fn wear_out(&mut self) {
+        if let Some(session) = self.current.and_then(|current| self.sessions.get_mut(current)) {
+            session.wear_out();
+        }
+    }
+
     /// Appends a record, given as its parts, to the lane's stream, sending full
     /// batches on the way.
     ///

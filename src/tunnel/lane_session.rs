@@ -119,6 +119,11 @@ impl LaneSession {
         self.counter >= REKEY_DATAGRAMS || self.sealed_bytes >= REKEY_BYTES
     }
 
+    #[cfg(test)]
+    pub(super) fn wear_out(&mut self) {
+        self.sealed_bytes = REKEY_BYTES;
+    }
+
     #[inline]
     fn seal_one(&mut self, kind: Kind, datagram: &mut [u8]) -> bool {
         if self.counter >= COUNTER_MAX {
