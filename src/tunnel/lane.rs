@@ -234,10 +234,10 @@ impl Lane {
             packer.reset();
             return Err(SendError::NoSession);
         };
-        let Some(path) = session.path else {
+        if session.path.is_none() {
             packer.reset();
             return Err(SendError::NoSession);
-        };
+        }
         let (size, batch) = packer.take();
         if !session.seal_stream(size, batch) {
             packer.reset();
@@ -245,7 +245,7 @@ impl Lane {
         }
         let datagrams = batch.len().div_ceil(size);
         let batch_size = batch.len().min(size);
-        let result = sink.transmit(&path, size, batch);
+        let result = session.transmit(size, batch, sink);
         match result {
             Ok(()) => {
                 add(&self.statistics.sent_datagrams, datagrams as u64);
@@ -267,20 +267,9 @@ impl Lane {
     }
 
     fn refused(&mut self, now: Instant, error: TransmitError, size: usize) {
-        match error {
-            TransmitError::TooBig => {
-                if let Some(path_mtu) = &mut self.path_mtu {
-                    path_mtu.refused(now, size);
-                    self.statistics.path_mtu.store(path_mtu.packet_size() as u32, Relaxed);
-                }
-            }
-            TransmitError::NoSource => {
-                let session = self.current.and_then(|current| self.sessions.get_mut(current));
-                if let Some(path) = session.and_then(|session| session.path.as_mut()) {
-                    path.local = None;
-                }
-            }
-            TransmitError::Full | TransmitError::Unreachable => {}
+        if let (TransmitError::TooBig, Some(path_mtu)) = (error, &mut self.path_mtu) {
+            path_mtu.refused(now, size);
+            self.statistics.path_mtu.store(path_mtu.packet_size() as u32, Relaxed);
         }
     }
 
@@ -343,7 +332,7 @@ impl Lane {
     ) {
         match item {
             Item::Known(Signal::Ping { sequence }) => {
-                let _ = self.send_signal(now, session, &Signal::Pong { sequence }, 0, sink);
+                let _ = self.send_signal(session, &Signal::Pong { sequence }, 0, sink);
             }
             Item::Known(Signal::Pong { sequence }) => self.handle_pong(now, sequence),
             other => sink.signal(other),
@@ -375,12 +364,11 @@ impl Lane {
     /// See [`SendError`].
     pub fn signal(
         &mut self,
-        now: Instant,
         signal: &Signal,
         sink: &mut impl LaneSink,
     ) -> Result<(), SendError> {
         let current = self.current.ok_or(SendError::NoSession)?;
-        self.send_signal(now, current, signal, 0, sink)
+        self.send_signal(current, signal, 0, sink)
     }
 
     /// Does what is due: pings, probes, records that waited long enough.
@@ -463,7 +451,7 @@ impl Lane {
     ) -> Result<u32, SendError> {
         let sequence = self.next_sequence;
         self.next_sequence = sequence.wrapping_add(1);
-        self.send_signal(now, session, &Signal::Ping { sequence }, size, sink)?;
+        self.send_signal(session, &Signal::Ping { sequence }, size, sink)?;
         if self.pings.len() == PINGS_MAX {
             self.pings.remove(0);
         }
@@ -474,14 +462,15 @@ impl Lane {
     /// Sends one signal in a datagram of at least `size` bytes.
     fn send_signal(
         &mut self,
-        now: Instant,
         session: usize,
         signal: &Signal,
         size: usize,
         sink: &mut impl LaneSink,
     ) -> Result<(), SendError> {
         let session = self.sessions.get_mut(session).ok_or(SendError::NoSession)?;
-        let path = session.path.ok_or(SendError::NoSession)?;
+        if session.path.is_none() {
+            return Err(SendError::NoSession);
+        }
         let buffer = &mut self.signal_buffer;
         buffer.clear();
         buffer.resize(HEADER_LENGTH, 0);
@@ -491,7 +480,7 @@ impl Lane {
             return Err(SendError::KeyUsedUp);
         }
         let length = buffer.len();
-        let result = sink.transmit(&path, length, buffer);
+        let result = session.transmit(length, buffer, sink);
         match result {
             Ok(()) => {
                 add(&self.statistics.sent_datagrams, 1);
@@ -500,9 +489,6 @@ impl Lane {
             Err(error) => {
                 if size == 0 {
                     sink.unsent(error, 1);
-                }
-                if error == TransmitError::NoSource {
-                    self.refused(now, error, length);
                 }
             }
         }
