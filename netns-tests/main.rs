@@ -21,6 +21,7 @@ mod rekey;
 mod restart;
 mod roaming;
 mod sites;
+mod soak;
 mod startup;
 mod underlay;
 mod versions;

@@ -20,11 +20,19 @@ impl<'a> Loss<'a> {
         };
         let rules = format!(
             "table inet {table} {{ chain forward {{ type filter hook forward priority 0; \
-             iifname \"{interface}\" {share} drop; }}; }}",
+             iifname \"{interface}\" {share} counter drop; }}; }}",
             table = loss.table
         );
         loss.router.exec(&["nft", &rules]).unwrap().success().unwrap();
         loss
+    }
+
+    /// Packets dropped so far.
+    pub(crate) fn dropped(&self) -> u64 {
+        let argv = ["nft", "list", "table", "inet", &self.table];
+        let rules = self.router.exec(&argv).unwrap().success().unwrap().stdout;
+        let counter = rules.split_once("counter packets ").expect("the rule counts").1;
+        counter.split_whitespace().next().and_then(|packets| packets.parse().ok()).unwrap()
     }
 }
 

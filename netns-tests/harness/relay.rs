@@ -55,6 +55,8 @@ pub(crate) struct Tally {
 /// The running relay; dropping it takes it out of the way.
 pub(crate) struct Relay<'a> {
     pair: &'a Pair,
+    /// Share of the packets that take this way; `None` for all of them.
+    per_mille: Option<u32>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -91,6 +93,7 @@ struct Waiting(std::cmp::Reverse<(Instant, u64)>, Vec<u8>);
 
 const INTERFACE: &str = "relay0";
 const TABLE: u32 = 100;
+const MARK: u32 = 1;
 const LONGEST_PACKET: usize = 65_535;
 const MOST_RECORDED: usize = 1000;
 
@@ -102,6 +105,16 @@ impl<'a> Relay<'a> {
 
     /// Puts a relay without impairments into the pair's underlay.
     pub(crate) fn new(pair: &'a Pair, seed: u64) -> Self {
+        Self::start(pair, seed, None)
+    }
+
+    /// The same for a random share of the packets; the others take the kernel's
+    /// own way, at its speed.
+    pub(crate) fn for_share(pair: &'a Pair, seed: u64, per_mille: u32) -> Self {
+        Self::start(pair, seed, Some(per_mille))
+    }
+
+    fn start(pair: &'a Pair, seed: u64, per_mille: Option<u32>) -> Self {
         let tun = pair
             .router
             .enter(|| tun_tap::Iface::without_packet_info(INTERFACE, tun_tap::Mode::Tun))
@@ -126,7 +139,7 @@ impl<'a> Relay<'a> {
             spawn("relay-in", &shared, &tun, read_packets),
             spawn("relay-out", &shared, &tun, write_packets),
         ];
-        let relay = Self { pair, shared, threads };
+        let relay = Self { pair, per_mille, shared, threads };
         relay.divert();
         relay
     }
@@ -184,23 +197,40 @@ impl<'a> Relay<'a> {
         lock(&self.shared)
     }
 
-    /// Sends what comes in by either underlay link to the relay.
+    /// Packets that were dropped because this machine was too slow for the relay.
+    pub(crate) fn overflowed(&self) -> u64 {
+        let link = self.pair.router.link(INTERFACE).unwrap();
+        link["stats64"]["tx"]["dropped"].as_u64().unwrap()
+    }
+
+    /// Sends what comes in by either underlay link, or the share of it, to the relay.
     fn divert(&self) {
         let router = &self.pair.router;
         for interface in ["all", "default", INTERFACE, "east", "west"] {
             router.set(&format!("net.ipv4.conf.{interface}.rp_filter"), "0").unwrap();
         }
         router.ip(&format!("link set {INTERFACE} mtu {LONGEST_PACKET} up")).unwrap();
+        if let Some(per_mille) = self.per_mille {
+            let rules = format!(
+                "table inet {INTERFACE} {{ chain prerouting {{ type filter hook prerouting \
+                 priority mangle; iifname {{ east, west }} numgen random mod 1000 < {per_mille} \
+                 meta mark set {MARK}; }}; }}"
+            );
+            router.exec(&["nft", &rules]).unwrap().success().unwrap();
+        }
         for family in ["-4", "-6"] {
             router
                 .ip(&format!("{family} route add default dev {INTERFACE} table {TABLE}"))
                 .unwrap();
             for side in Side::BOTH {
-                router
-                    .ip(&format!("{family} rule add iif {} lookup {TABLE} pref 50", side.site()))
-                    .unwrap();
+                router.ip(&format!("{family} rule add {}", self.rule(side))).unwrap();
             }
         }
+    }
+
+    fn rule(&self, side: Side) -> String {
+        let mark = self.per_mille.map_or_else(String::new, |_| format!("fwmark {MARK}"));
+        format!("iif {} {mark} lookup {TABLE} pref 50", side.site())
     }
 }
 
@@ -209,9 +239,11 @@ impl Drop for Relay<'_> {
         let router = &self.pair.router;
         for family in ["-4", "-6"] {
             for side in Side::BOTH {
-                let rule = format!("{family} rule del iif {} lookup {TABLE} pref 50", side.site());
-                let _ = router.ip(&rule);
+                let _ = router.ip(&format!("{family} rule del {}", self.rule(side)));
             }
+        }
+        if self.per_mille.is_some() {
+            let _ = router.exec(&["nft", "delete", "table", "inet", INTERFACE]);
         }
         self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.wake.notify_all();

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::{self, Group, MAX_FILE_BYTES, Problems},
+    manage::credential,
     session::keys::{KeyError, PresharedKey, PrivateKey},
 };
 
@@ -98,11 +99,11 @@ fn read_key<K: FromStr<Err = KeyError>>(path: &Path, maker: &'static str) -> Res
     text.parse().map_err(|source| FileError::NotAKey { path: path.to_owned(), maker, source })
 }
 
-/// Reads at most one byte more than `max`, so that the reader sees that it is
+/// Reads `path`, or systemd's copy of it: at most one byte more than `max`, so that the reader sees that it is
 /// too long.
 fn read(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, FileError> {
     let mut bytes = Zeroizing::new(Vec::new());
-    File::open(path)
+    File::open(credential::locate(path))
         .and_then(|file| file.take(max as u64 + 1).read_to_end(&mut bytes))
         .map_err(|source| FileError::Read { path: path.to_owned(), source })?;
     Ok(bytes)

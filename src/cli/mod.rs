@@ -80,9 +80,27 @@ pub fn main() -> ExitCode {
         Command::Lab(arguments) => lab::run(arguments),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("landbridge: {error:#}");
+        eprintln!("landbridge: {}", told(&error));
         if error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
     })
+}
+
+/// The error with those of its causes that it doesn't tell itself; what to try
+/// comes last.
+fn told(error: &anyhow::Error) -> String {
+    let text = error.to_string();
+    let (what, advice) = match text.find("\n  try:") {
+        Some(at) => text.split_at(at),
+        None => (text.as_str(), ""),
+    };
+    let mut told = what.to_owned();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            told += ": ";
+            told += &cause;
+        }
+    }
+    told + advice
 }
 
 #[cfg(test)]
@@ -94,6 +112,15 @@ mod tests {
     #[test]
     fn arguments_are_consistent() {
         CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn causes_come_before_the_advice_and_only_once() {
+        let refused = std::io::Error::from_raw_os_error(13);
+        let error = anyhow::Error::new(refused).context("no socket\n  try: sudo");
+        assert_eq!(told(&error), "no socket: Permission denied (os error 13)\n  try: sudo");
+        let error = anyhow::Error::new(std::io::Error::other("why")).context("what: why");
+        assert_eq!(told(&error), "what: why");
     }
 
     #[test]

@@ -341,7 +341,7 @@ impl Daemon {
     async fn stop(mut self) {
         tracing::info!("stopping");
         self.service.stopping();
-        self.control.shut_down(clock::now(), &mut self.outlet);
+        self.control.shut_down(&mut self.outlet);
         for thread in self.outlet.threads {
             thread.stop();
         }
@@ -464,8 +464,12 @@ impl ControlOutlet for ControlOut {
                 tracing::info!(peer = name(peer), "its group file is the same again");
             }
             ControlEvent::HandshakeRefused { source, reason } => {
-                if let Some(suppressed) = self.refusals.allow(clock::now()) {
-                    tracing::warn!(%source, reason, suppressed, "handshake refused");
+                match self.refusals.allow(clock::now()) {
+                    Some(0) => tracing::warn!(%source, reason, "handshake refused"),
+                    Some(suppressed) => {
+                        tracing::warn!(%source, reason, suppressed, "handshakes refused");
+                    }
+                    None => {}
                 }
             }
             ControlEvent::Suspicious { counter, port } => {

@@ -1,7 +1,7 @@
 //! Child processes whose output is kept and whose end is certain.
 
 use super::{LabError, Result, wait_until};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::{
     fs::{self, File},
     os::unix::process::{CommandExt, ExitStatusExt},
@@ -129,10 +129,10 @@ impl Process {
         self.kill();
     }
 
-    /// Ends it at once, as a crash would: SIGKILL.
+    /// Ends it and what it has started at once, as a crash would: SIGKILL.
     pub fn kill(&mut self) {
         if self.is_running() {
-            let _ = self.child.kill();
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
             self.status = self.child.wait().ok();
         }
     }
@@ -224,6 +224,14 @@ mod tests {
         .unwrap();
         process.terminate();
         assert_eq!(process.status.and_then(|status| status.signal()), Some(9));
+        let group = Pid::from_child(&process.child);
+        wait_until("its children to end", Duration::from_secs(5), || {
+            match rustix::process::test_kill_process_group(group) {
+                Err(_) => Ok(()),
+                Ok(()) => Err("they run on".into()),
+            }
+        })
+        .unwrap();
     }
 
     #[test]

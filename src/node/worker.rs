@@ -25,9 +25,9 @@ use crate::{
     },
 };
 
-/// How often an idle data lane pings: it keeps a NAT's mapping, and a peer that
-/// only receives on this lane learns so soon that the mapping has changed.
-const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// How often an idle data lane pings: a NAT that maps it anew is followed this
+/// soon, even while frames come from the far side only.
+const PING_INTERVAL: Duration = Duration::from_millis(500);
 /// Suspicious events told per second, at most; all are counted.
 const SUSPICION_INTERVAL: Duration = Duration::from_secs(1);
 /// Events kept for the control plane, at most; more are forgotten, since each
@@ -304,6 +304,14 @@ impl Worker {
     /// What the control plane should know.
     pub fn poll_event(&mut self) -> Option<WorkerEvent> {
         self.forwarding.events.pop()
+    }
+
+    /// Makes the keys in use as good as worn.
+    #[cfg(test)]
+    pub(super) fn wear_out(&mut self) {
+        for lane in self.tunnels.iter_mut().flat_map(|tunnel| &mut tunnel.lanes) {
+            lane.wear_out();
+        }
     }
 
     fn lane(&mut self, peer: PeerIndex, number: u8) -> Option<&mut Lane> {

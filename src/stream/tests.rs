@@ -277,3 +277,26 @@ fn a_record_goes_on_behind_a_hole() {
     assert_eq!(record.len(), whole.len() + record::HEADER_LENGTH + 3);
     assert_eq!(*survived, [0..2 * payload, 3 * payload..5 * payload, 6 * payload..record.len()]);
 }
+
+#[test]
+fn lost_signals_leave_no_hole() {
+    let mut unpacker = Unpacker::default();
+    let mut collected = Collected::default();
+    let first = &pack(200, &[(0, vec![frame(14, 1)])])[0];
+    unpacker.receive(at(0), 0, first.position, &first.bytes, &mut collected);
+    // 1 and 2 were probes that the path swallowed, 3 is a pong.
+    unpacker.receive_signal(at(1), 3, &mut collected);
+    assert_eq!(unpacker.deadline(), None);
+    let next = &pack(200, &[(3, vec![frame(14, 2)])])[0];
+    unpacker.receive(at(2), 4, next.position, &next.bytes, &mut collected);
+    assert_eq!(collected.frames, [frame(14, 1), frame(14, 2)]);
+    assert!(collected.events.is_empty(), "{:?}", collected.events);
+
+    // 5 carried a record and is lost, 6 is a signal, 7 another record.
+    unpacker.receive_signal(at(3), 6, &mut collected);
+    let last = &pack(200, &[(1, vec![frame(14, 3)])])[0];
+    unpacker.receive(at(3), 7, last.position, &last.bytes, &mut collected);
+    unpacker.expire(at(4), &mut collected);
+    assert_eq!(collected.frames.last(), Some(&frame(14, 3)));
+    assert_eq!(collected.count(StreamEvent::Missing), 1);
+}

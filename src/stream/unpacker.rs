@@ -69,13 +69,12 @@ struct Partial {
     gap_count: usize,
 }
 
-/// A datagram that waits behind a hole; `stream` is `None` for a signal,
-/// which only fills its place.
+/// A datagram that waits behind a hole.
 #[derive(Default)]
 struct Held {
     occupied: bool,
     counter: u64,
-    stream: Option<Position>,
+    position: Position,
     bytes: Vec<u8>,
 }
 
@@ -104,22 +103,23 @@ impl Unpacker {
     ) {
         if counter < self.expected {
             sink.event(StreamEvent::Late, 1);
-            Partial::default().late(position, bytes, sink);
-        } else if counter.saturating_sub(u64::from(position.skipped)) <= self.expected {
+            let rest = position.first_record.and_then(|first| bytes.get(usize::from(first)..));
+            whole_records(rest.unwrap_or_default(), sink);
+        } else if first_counter(counter, position) <= self.expected {
             self.partial.datagram(position, bytes, sink);
             self.advance(now, counter + 1, sink);
         } else {
-            self.hold(now, counter, Some(position), bytes, sink);
+            self.hold(now, counter, position, bytes, sink);
         }
     }
 
-    /// Notes that `counter` was a signal: nothing of the stream is missing there.
+    /// Notes that `counter` was a signal: nothing of the stream is missing
+    /// there. What is missing before it may be signals, too (a path MTU probe
+    /// that was too big); only the next stream datagram tells.
     #[inline]
     pub fn receive_signal(&mut self, now: Instant, counter: u64, sink: &mut impl StreamSink) {
         if counter == self.expected {
             self.advance(now, counter + 1, sink);
-        } else if counter > self.expected {
-            self.hold(now, counter, None, &[], sink);
         }
     }
 
@@ -140,7 +140,7 @@ impl Unpacker {
         &mut self,
         now: Instant,
         counter: u64,
-        stream: Option<Position>,
+        position: Position,
         bytes: &[u8],
         sink: &mut impl StreamSink,
     ) {
@@ -148,14 +148,12 @@ impl Unpacker {
             self.give_up_hole(now, sink);
         }
         if counter - self.expected >= HELD_MAX as u64 {
-            sink.event(StreamEvent::Missing, counter - self.expected);
-            self.partial.missing += counter - self.expected;
+            let missing = first_counter(counter, position).saturating_sub(self.expected);
+            self.note_missing(missing, sink);
             self.expected = counter;
         }
         if counter == self.expected {
-            if let Some(position) = stream {
-                self.partial.datagram(position, bytes, sink);
-            }
+            self.partial.datagram(position, bytes, sink);
             self.advance(now, counter + 1, sink);
             return;
         }
@@ -168,7 +166,7 @@ impl Unpacker {
         sink.event(StreamEvent::Held, 1);
         slot.occupied = true;
         slot.counter = counter;
-        slot.stream = stream;
+        slot.position = position;
         slot.bytes.clear();
         slot.bytes.extend_from_slice(bytes);
         self.held_count += 1;
@@ -187,8 +185,8 @@ impl Unpacker {
     fn drain(&mut self, now: Instant, sink: &mut impl StreamSink) {
         while self.held_count > 0 {
             let Some(next) = self.next_held() else { break };
-            let skipped = self.held[next].stream.map_or(0, |position| position.skipped);
-            if self.held[next].counter.saturating_sub(u64::from(skipped)) > self.expected {
+            let held = &self.held[next];
+            if first_counter(held.counter, held.position) > self.expected {
                 break;
             }
             self.process_held(next, sink);
@@ -199,13 +197,16 @@ impl Unpacker {
     fn give_up_hole(&mut self, now: Instant, sink: &mut impl StreamSink) {
         if let Some(next) = self.next_held() {
             let held = &self.held[next];
-            let skipped = u64::from(held.stream.map_or(0, |position| position.skipped));
-            let missing = held.counter.saturating_sub(skipped).saturating_sub(self.expected);
-            sink.event(StreamEvent::Missing, missing);
-            self.partial.missing += missing;
+            let first = first_counter(held.counter, held.position);
+            self.note_missing(first.saturating_sub(self.expected), sink);
             self.process_held(next, sink);
         }
         self.drain(now, sink);
+    }
+
+    fn note_missing(&mut self, missing: u64, sink: &mut impl StreamSink) {
+        sink.event(StreamEvent::Missing, missing);
+        self.partial.missing += missing;
     }
 
     /// The held datagram with the lowest counter.
@@ -220,10 +221,14 @@ impl Unpacker {
         held.occupied = false;
         self.held_count -= 1;
         self.expected = self.expected.max(held.counter + 1);
-        if let Some(position) = held.stream {
-            self.partial.datagram(position, &held.bytes, sink);
-        }
+        self.partial.datagram(held.position, &held.bytes, sink);
     }
+}
+
+/// The first of the counters up to `counter` that are known to have carried
+/// nothing of the stream but what this datagram carries.
+fn first_counter(counter: u64, position: Position) -> u64 {
+    counter.saturating_sub(u64::from(position.skipped))
 }
 
 impl Partial {
@@ -250,7 +255,7 @@ impl Partial {
             }
         };
         if let Some(rest) = bytes.get(start..) {
-            self.records(rest, sink);
+            self.begin(whole_records(rest, sink));
             self.datagram_length = bytes.len();
         } else {
             sink.event(StreamEvent::Malformed, 1);
@@ -309,12 +314,6 @@ impl Partial {
         record::length(*self.bytes.first_chunk()?)
     }
 
-    /// Whole records only: for a datagram that came out of order.
-    fn late(&mut self, position: Position, bytes: &[u8], sink: &mut impl StreamSink) {
-        let rest = position.first_record.and_then(|first| bytes.get(usize::from(first)..));
-        self.records(rest.unwrap_or_default(), sink);
-    }
-
     /// Continues the partial record; returns where the datagram's own records
     /// start, or `None` where nothing is left.
     fn fill(&mut self, bytes: &[u8], sink: &mut impl StreamSink) -> Option<usize> {
@@ -344,18 +343,9 @@ impl Partial {
         (taken < bytes.len()).then_some(taken)
     }
 
-    /// Delivers the whole records at the start of `bytes` in place and keeps the rest.
+    /// Keeps the beginning of a record, if there is one.
     #[inline]
-    fn records(&mut self, mut bytes: &[u8], sink: &mut impl StreamSink) {
-        while let Some(header) = bytes.first_chunk::<{ record::HEADER_LENGTH }>() {
-            let Some(length) = record::length(*header) else {
-                sink.event(StreamEvent::Malformed, 1);
-                return;
-            };
-            let Some((whole, rest)) = bytes.split_at_checked(length) else { break };
-            sink.record(whole);
-            bytes = rest;
-        }
+    fn begin(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() {
             self.in_record = true;
             self.gap_count = 0;
@@ -363,4 +353,19 @@ impl Partial {
             self.bytes.extend_from_slice(bytes);
         }
     }
+}
+
+/// Delivers the whole records at the start of `bytes` in place and returns the rest.
+#[inline]
+fn whole_records<'a>(mut bytes: &'a [u8], sink: &mut impl StreamSink) -> &'a [u8] {
+    while let Some(header) = bytes.first_chunk::<{ record::HEADER_LENGTH }>() {
+        let Some(length) = record::length(*header) else {
+            sink.event(StreamEvent::Malformed, 1);
+            return &[];
+        };
+        let Some((whole, rest)) = bytes.split_at_checked(length) else { break };
+        sink.record(whole);
+        bytes = rest;
+    }
+    bytes
 }

@@ -111,7 +111,7 @@ impl Lane {
 
     /// Takes a new session; the oldest goes where there are too many. An
     /// initiator sends with it from now on, over the lane's present path where
-    /// that leads to the same host.
+    /// that leads to the same host or where no other is given.
     pub fn install(&mut self, now: Instant, mut parameters: SessionParameters) {
         if self.sessions.len() == SESSIONS_MAX {
             let oldest = usize::from(self.current == Some(0));
@@ -119,11 +119,12 @@ impl Lane {
             self.remove(local_index);
         }
         let initiated = parameters.initiated;
-        if let (Some(new), Some(current)) = (&mut parameters.path, self.path())
-            && new.remote.ip() == current.remote.ip()
+        if initiated
+            && let Some(current) = self.path()
+            && parameters.path.is_none_or(|new| new.remote.ip() == current.remote.ip())
         {
             // The same peer by the same way: this lane's own flow goes on.
-            *new = current;
+            parameters.path = Some(current);
         }
         self.sessions.push(LaneSession::new(now, self.number, parameters));
         if initiated {
@@ -169,6 +170,14 @@ impl Lane {
         wants
     }
 
+    /// Makes the key in use as good as worn.
+    #[cfg(test)]
+    pub(crate) fn wear_out(&mut self) {
+        if let Some(session) = self.current.and_then(|current| self.sessions.get_mut(current)) {
+            session.wear_out();
+        }
+    }
+
     /// Appends a record, given as its parts, to the lane's stream, sending full
     /// batches on the way.
     ///
@@ -194,7 +203,7 @@ impl Lane {
         parts: &[&[u8]],
         sink: &mut impl LaneSink,
     ) -> Result<(), SendError> {
-        if self.current.is_none() {
+        if self.path().is_none() {
             return Err(SendError::NoSession);
         }
         if self.packer.as_ref().is_some_and(Packer::is_full) {
@@ -239,6 +248,7 @@ impl Lane {
             return Err(SendError::NoSession);
         }
         let (size, batch) = packer.take();
+        let skipped = session.skipped;
         if !session.seal_stream(size, batch) {
             packer.reset();
             return Err(SendError::KeyUsedUp);
@@ -257,7 +267,7 @@ impl Lane {
                 }
             }
             Err(error) => {
-                session.note_unsent(datagrams);
+                session.note_unsent(skipped, datagrams);
                 packer.reset();
                 sink.unsent(error, datagrams as u64);
                 self.refused(now, error, batch_size);
@@ -297,12 +307,12 @@ impl Lane {
         add(&self.statistics.received_datagrams, 1);
         add(&self.statistics.received_bytes, length);
         self.statistics.heard_at.store(now.as_nanos().max(1), Relaxed);
-        let moved = newest && session.follow(path);
-        let first = !std::mem::replace(&mut session.confirmed, true);
+        let moved = newest && self.follow(index, path);
+        let first = !std::mem::replace(&mut self.sessions[index].confirmed, true);
         if first && self.current.is_none_or(|current| current < index) {
             self.switch_to(now, index);
-        } else if moved && self.current == Some(index) {
-            self.path_mtu = self.sessions[index].path_mtu(now);
+        } else if moved {
+            self.path_mtu = self.current.and_then(|index| self.sessions[index].path_mtu(now));
         }
         let session = &mut self.sessions[index];
         match header.kind {
@@ -315,28 +325,41 @@ impl Lane {
             }
             Kind::Signal => {
                 session.unpacker.receive_signal(now, header.counter, sink);
+                let mut pinged = None;
                 for item in signal::parse(plaintext) {
-                    self.handle_signal(now, index, item, sink);
+                    match item {
+                        Item::Known(Signal::Ping { sequence }) => pinged = Some(sequence),
+                        Item::Known(Signal::Pong { sequence }) => self.handle_pong(now, sequence),
+                        other => sink.signal(other),
+                    }
+                }
+                // One answer per datagram, however many pings it holds: no peer
+                // gets more out of this host than it put in.
+                if let Some(sequence) = pinged {
+                    let _ = self.send_signal(index, &Signal::Pong { sequence }, 0, sink);
                 }
             }
         }
         Ok(())
     }
 
-    fn handle_signal(
-        &mut self,
-        now: Instant,
-        session: usize,
-        item: Item,
-        sink: &mut impl LaneSink,
-    ) {
-        match item {
-            Item::Known(Signal::Ping { sequence }) => {
-                let _ = self.send_signal(session, &Signal::Pong { sequence }, 0, sink);
-            }
-            Item::Known(Signal::Pong { sequence }) => self.handle_pong(now, sequence),
-            other => sink.signal(other),
+    /// Follows the peer to where the newest datagram of session `index` came
+    /// from. Each side may send with a session of its own, so all sessions move
+    /// that shared the old path; so do those that the peer has not been heard
+    /// with yet, whose path is a guess. Returns whether the lane sends elsewhere now.
+    #[inline]
+    fn follow(&mut self, index: usize, path: Path) -> bool {
+        let old = self.sessions[index].path;
+        if old == Some(path) {
+            return false;
         }
+        let before = self.path().map(|path| path.remote);
+        for session in &mut self.sessions {
+            if !session.confirmed || session.path == old {
+                session.path = Some(path);
+            }
+        }
+        self.path().map(|path| path.remote) != before
     }
 
     fn handle_pong(&mut self, now: Instant, sequence: u32) {
@@ -362,11 +385,7 @@ impl Lane {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub fn signal(
-        &mut self,
-        signal: &Signal,
-        sink: &mut impl LaneSink,
-    ) -> Result<(), SendError> {
+    pub fn signal(&mut self, signal: &Signal, sink: &mut impl LaneSink) -> Result<(), SendError> {
         let current = self.current.ok_or(SendError::NoSession)?;
         self.send_signal(current, signal, 0, sink)
     }
@@ -438,6 +457,8 @@ impl Lane {
         let remote = self.sessions[index].path.map(|path| path.remote);
         if self.path_mtu.is_none() || old_remote != remote {
             self.path_mtu = self.sessions[index].path_mtu(now);
+        } else if let Some(path_mtu) = &mut self.path_mtu {
+            path_mtu.renew();
         }
         self.ping_at = now;
     }

@@ -46,7 +46,7 @@ pub(super) struct LaneSession {
     counter: u64,
     sealed_bytes: u64,
     /// Counters since the last stream datagram that carried no stream bytes.
-    skipped: u8,
+    pub(super) skipped: u8,
     pub(super) unpacker: Unpacker,
     pub(super) path: Option<Path>,
     /// The peer has proven that it holds the keys.
@@ -106,10 +106,11 @@ impl LaneSession {
         self.seal_one(Kind::Signal, datagram)
     }
 
-    /// Notes that the last `datagrams` stream datagrams never left this host.
-    pub(super) fn note_unsent(&mut self, datagrams: usize) {
+    /// Notes that the last `datagrams` stream datagrams never left this host,
+    /// and with them the word of the `skipped` counters before them.
+    pub(super) fn note_unsent(&mut self, skipped: u8, datagrams: usize) {
         let datagrams = u8::try_from(datagrams).unwrap_or(u8::MAX);
-        self.skipped = self.skipped.saturating_add(datagrams);
+        self.skipped = skipped.saturating_add(datagrams);
     }
 
     /// Sends sealed datagrams over the session's path. Where its source address
@@ -135,6 +136,11 @@ impl LaneSession {
     #[inline]
     pub(super) fn is_worn(&self) -> bool {
         self.counter >= REKEY_DATAGRAMS || self.sealed_bytes >= REKEY_BYTES
+    }
+
+    #[cfg(test)]
+    pub(super) fn wear_out(&mut self) {
+        self.sealed_bytes = REKEY_BYTES;
     }
 
     #[inline]
@@ -170,18 +176,6 @@ impl LaneSession {
         let newest = counter >= self.replay.highest();
         self.replay.accept(counter).map_err(|_| OpenFailure::Replayed)?;
         Ok((&mut sealed[..length], newest))
-    }
-
-    /// Follows the peer to where its newest datagram came from. Returns
-    /// whether the path is another one now.
-    #[inline]
-    pub(super) fn follow(&mut self, path: Path) -> bool {
-        if self.path == Some(path) {
-            return false;
-        }
-        let moved = self.path.is_none_or(|old| old.remote != path.remote);
-        self.path = Some(path);
-        moved
     }
 
     pub(super) fn confirm_again(&mut self, now: Instant, interval: Duration) {

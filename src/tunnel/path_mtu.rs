@@ -81,6 +81,9 @@ pub struct PathMtu {
     in_use: bool,
     confirm_at: Instant,
     confirmations_lost: u8,
+    /// A size was given up since the last search from the top: the path shrank,
+    /// or it was cut for a while.
+    gave_up: bool,
     probe_timeout: Duration,
 }
 
@@ -98,6 +101,7 @@ impl PathMtu {
             in_use: false,
             confirm_at: now,
             confirmations_lost: 0,
+            gave_up: false,
             probe_timeout: PROBE_TIMEOUT_MAX / 4,
         };
         path.restart(now);
@@ -129,6 +133,14 @@ impl PathMtu {
     /// Takes the path's round-trip time into account.
     pub fn set_round_trip(&mut self, round_trip: Duration) {
         self.probe_timeout = (round_trip * 4).clamp(PROBE_TIMEOUT_MIN, PROBE_TIMEOUT_MAX);
+    }
+
+    /// The peer holds a new session: what was given up before may have been
+    /// lost to an outage that is over now.
+    pub(super) fn renew(&mut self) {
+        if self.gave_up {
+            self.raise();
+        }
     }
 
     /// The next probe to send now, if any. Say which ping carries it with
@@ -183,7 +195,7 @@ impl PathMtu {
         changed
     }
 
-    /// When [`PathMtu::poll_probe`] wants to be called again.
+    /// When `poll_probe` wants to be called again.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let raise = match self.phase {
             Phase::Complete { raise_at } => Some(raise_at),
@@ -215,8 +227,8 @@ impl PathMtu {
     }
 
     fn enqueue_usual(&mut self) {
-        for packet_size in USUAL_PACKET_SIZES {
-            let size = packet_size - self.packet_overhead;
+        let usual = USUAL_PACKET_SIZES.map(|packet_size| packet_size - self.packet_overhead);
+        for size in std::iter::once(BASE_SIZE).chain(usual) {
             if size > self.size && size < self.too_big {
                 self.enqueue(size, 0);
             }
@@ -256,9 +268,7 @@ impl PathMtu {
         if let Phase::Complete { raise_at } = self.phase
             && raise_at <= now
         {
-            self.phase = Phase::Searching;
-            self.too_big = PACKET_SIZE_MAX + 1 - self.packet_overhead;
-            self.enqueue_usual();
+            self.raise();
         }
         if self.in_use && self.confirm_at <= now && !self.confirming() {
             self.in_use = false;
@@ -267,11 +277,21 @@ impl PathMtu {
         self.continue_search(now);
     }
 
+    /// Searches for a larger size than the one in use.
+    fn raise(&mut self) {
+        self.gave_up = false;
+        self.phase = Phase::Searching;
+        self.too_big = PACKET_SIZE_MAX + 1 - self.packet_overhead;
+        self.attempts.retain(|attempt| attempt.size <= self.size);
+        self.enqueue_usual();
+    }
+
     /// The size in use no longer passes: start over from the base size, or
     /// use the floor where the base is what failed.
     fn give_up_size(&mut self, now: Instant) {
         let at_base = self.size <= BASE_SIZE;
         self.restart(now);
+        self.gave_up = true;
         if at_base {
             self.size = FLOOR_SIZE;
         }
@@ -283,7 +303,7 @@ impl PathMtu {
         {
             return;
         }
-        if self.too_big - self.size > SEARCH_STEP && self.acknowledged {
+        if self.too_big.saturating_sub(self.size) > SEARCH_STEP && self.acknowledged {
             self.enqueue((self.size + self.too_big) / 2, 0);
         } else {
             self.phase = Phase::Complete { raise_at: now + RAISE_INTERVAL };
@@ -390,6 +410,26 @@ mod tests {
         let mut mtu = PathMtu::new(Instant::ZERO, OVERHEAD);
         run(&mut mtu, Instant::ZERO, Duration::from_secs(10), 600, 10_000, true);
         assert!((FLOOR_SIZE..=600 - OVERHEAD).contains(&mtu.size()), "{mtu:?}");
+    }
+
+    #[test]
+    fn an_outage_costs_the_size_only_until_the_next_session() {
+        let mut mtu = PathMtu::new(Instant::ZERO, OVERHEAD);
+        let now = run(&mut mtu, Instant::ZERO, Duration::from_secs(5), 1500, 9000, true);
+        let now = run(&mut mtu, now, Duration::from_secs(10), 100, 9000, true);
+        assert_eq!(mtu.size(), FLOOR_SIZE);
+        mtu.renew();
+        run(&mut mtu, now, Duration::from_millis(300), 1500, 9000, true);
+        assert_eq!(mtu.packet_size(), 1500);
+    }
+
+    #[test]
+    fn a_link_below_every_size_is_survived() {
+        let mut mtu = PathMtu::new(Instant::ZERO, OVERHEAD);
+        mtu.refused(Instant::ZERO, 60);
+        assert_eq!(mtu.size(), FLOOR_SIZE);
+        run(&mut mtu, Instant::ZERO, Duration::from_secs(5), 68, 68, true);
+        assert_eq!(mtu.size(), FLOOR_SIZE);
     }
 
     #[test]

@@ -13,6 +13,9 @@ pub(super) const CONFIRMED_MAX: usize = 5;
 /// Sessions that the peer has begun but not yet proven to hold, at most.
 pub(super) const PENDING_MAX: usize = 3;
 const _: () = assert!(CONFIRMED_MAX + PENDING_MAX <= crate::tunnel::SESSIONS_MAX);
+/// Handshakes of this side's that wait for a response, at most: what is sent
+/// within a second, so that a round trip may take that long.
+pub(super) const INITIATIONS_MAX: usize = 4;
 /// A session that was begun but never used goes after this time.
 pub(super) const PENDING_LIFETIME: Duration = Duration::from_secs(5);
 /// A session that was replaced is still opened for this time.
@@ -27,7 +30,7 @@ pub(super) const SILENCE: Duration = Duration::from_millis(700);
 /// A peer that was not heard for this long is reported as down.
 pub(super) const DOWN: Duration = Duration::from_secs(3);
 const RETRY_FAST: Duration = Duration::from_millis(250);
-const RETRY_SLOW: Duration = Duration::from_secs(1);
+const RETRY_SLOW: Duration = Duration::from_millis(750);
 const RETRIES_FAST: u32 = 8;
 
 /// Where the tunnel to a peer stands.
@@ -50,6 +53,8 @@ pub(super) struct Session {
     pub(super) initiated: bool,
     pub(super) confirmed: bool,
     pub(super) expire_at: Instant,
+    /// Whatever happens, it is not used beyond this time.
+    pub(super) overdue_at: Instant,
     pub(super) hello: Hello,
     pub(super) agreed: Agreed,
 }
@@ -67,7 +72,8 @@ pub(super) struct PeerControl {
     pub(super) endpoints: Vec<SocketAddr>,
     pub(super) lane: Lane,
     pub(super) sessions: Vec<Session>,
-    pub(super) initiation: Option<Initiation>,
+    /// Those that still wait for their response, the oldest first.
+    pub(super) initiations: Vec<Initiation>,
     /// Not before this time is another handshake begun.
     pub(super) initiate_at: Instant,
     pub(super) attempts: u32,
@@ -79,6 +85,7 @@ pub(super) struct PeerControl {
     pub(super) software: String,
     pub(super) startup_id: Option<u64>,
     pub(super) group_digest: Option<[u8; 32]>,
+    pub(super) established: Option<Instant>,
 }
 
 impl PeerControl {
@@ -87,8 +94,40 @@ impl PeerControl {
         self.sessions.iter().rev().find(|session| session.confirmed)
     }
 
+    /// The handshake of this side's that `local_index` names.
+    pub(super) fn initiation(&self, local_index: u32) -> Option<usize> {
+        self.initiations.iter().position(|begun| begun.initiator.local_index() == local_index)
+    }
+
     pub(super) fn session(&mut self, local_index: u32) -> Option<&mut Session> {
         self.sessions.iter_mut().find(|session| session.local_index == local_index)
+    }
+
+    /// The peer was heard with a session. One that was replaced lives on as long
+    /// as the peer sends with it: after a simultaneous start each side sends
+    /// with another.
+    pub(super) fn note_heard(&mut self, now: Instant, local_index: u32) {
+        self.heard_at = Some(now);
+        if let Some(session) = self.session(local_index).filter(|session| session.confirmed) {
+            let retire_at = (now + RETIRED_LIFETIME).min(session.overdue_at);
+            session.expire_at = session.expire_at.max(retire_at);
+        }
+    }
+
+    /// Notes that the peer has proven to hold the session's keys, which retires
+    /// the older ones. Returns whether it is the newest.
+    pub(super) fn confirm(&mut self, now: Instant, local_index: u32) -> bool {
+        let place = self.sessions.iter().position(|session| session.local_index == local_index);
+        let Some(place) = place else { return false };
+        let (older, newer) = self.sessions.split_at_mut(place);
+        for session in older.iter_mut().filter(|session| session.confirmed) {
+            session.expire_at = session.expire_at.min(now + RETIRED_LIFETIME);
+        }
+        let Some((session, newer)) = newer.split_first_mut() else { return false };
+        let is_newest = !newer.iter().any(|session| session.confirmed);
+        session.confirmed = true;
+        session.expire_at = if is_newest { session.overdue_at } else { now + RETIRED_LIFETIME };
+        is_newest
     }
 
     pub(super) fn is_silent(&self, now: Instant, limit: Duration) -> bool {
