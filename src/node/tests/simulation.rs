@@ -308,7 +308,7 @@ impl World {
     pub(super) fn shut_down(&mut self, node: usize) {
         let now = self.clock(node);
         let sent =
-            self.nodes[node].drive_control(now, |control, wire| control.shut_down(now, wire));
+            self.nodes[node].drive_control(now, |control, wire| control.shut_down(wire));
         self.nodes[node].is_running = false;
         self.carry(node, sent);
     }
