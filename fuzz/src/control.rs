@@ -52,7 +52,7 @@ pub(crate) fn control(data: &[u8]) {
         scene.step(&mut input);
         scene.check();
     }
-    scene.plane.shut_down(scene.now, &mut scene.outside);
+    scene.plane.shut_down(&mut scene.outside);
 }
 
 fn topology(ours: &PublicKey, theirs: &PublicKey) -> Topology {

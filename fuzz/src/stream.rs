@@ -1,4 +1,4 @@
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, ops::Range, time::Duration};
 
 use landbridge::{
     offload::Offload,
@@ -26,6 +26,14 @@ impl StreamSink for Records {
         assert_eq!(record::length(header), Some(bytes.len()));
         let _ = record::parse(bytes);
         self.0.push(bytes.to_vec());
+    }
+
+    fn damaged(&mut self, bytes: &mut [u8], survived: &[Range<usize>]) {
+        let header = *bytes.first_chunk().expect("a record's header");
+        assert_eq!(record::length(header), Some(bytes.len()));
+        assert_eq!(survived.first().map(|range| range.start), Some(0));
+        assert!(survived.windows(2).all(|pair| pair[0].end <= pair[1].start));
+        assert!(survived.iter().all(|range| range.start <= range.end && range.end <= bytes.len()));
     }
 
     fn event(&mut self, _: StreamEvent, _: u64) {}
