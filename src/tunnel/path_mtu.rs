@@ -135,9 +135,9 @@ impl PathMtu {
         self.probe_timeout = (round_trip * 4).clamp(PROBE_TIMEOUT_MIN, PROBE_TIMEOUT_MAX);
     }
 
-    /// The peer holds a new session: what was given up before may have been
-    /// lost to an outage that is over now.
-    pub(super) fn renew(&mut self) {
+    /// The peer answered a ping: what was given up before may have been lost to
+    /// an outage that is over now.
+    pub(super) fn answered(&mut self) {
         if self.gave_up {
             self.raise();
         }
@@ -413,12 +413,12 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_costs_the_size_only_until_the_next_session() {
+    fn an_outage_costs_the_size_only_until_the_next_answer() {
         let mut mtu = PathMtu::new(Instant::ZERO, OVERHEAD);
         let now = run(&mut mtu, Instant::ZERO, Duration::from_secs(5), 1500, 9000, true);
         let now = run(&mut mtu, now, Duration::from_secs(10), 100, 9000, true);
         assert_eq!(mtu.size(), FLOOR_SIZE);
-        mtu.renew();
+        mtu.answered();
         run(&mut mtu, now, Duration::from_millis(300), 1500, 9000, true);
         assert_eq!(mtu.packet_size(), 1500);
     }
