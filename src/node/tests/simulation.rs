@@ -22,7 +22,7 @@ use crate::{
     },
     offload::Offload,
     session::{
-        CipherSet, Hello, Identity, LaneCount, PrivateKey, Random, SoftwareVersion, VersionRange,
+        CipherSet, Hello, Identity, LaneCount, PrivateKey, SoftwareVersion, VersionRange,
         random::{SeededRandom, draw},
     },
     time::Instant,
