@@ -6,12 +6,17 @@
 //! ```
 
 use crate::harness::{
-    TestPair, can_run,
+    TestPair,
+    ask::{attachment, eventually},
+    can_run,
     frames::{EXPERIMENTAL, frame},
     landbridge_pair,
     probe::Probe,
 };
-use landbridge::lab::{AttachmentKind, PairOptions, Side, Veth, wait_until};
+use landbridge::{
+    lab::{AttachmentKind, PairOptions, Side, Veth},
+    manage::model::AttachmentState,
+};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -22,6 +27,15 @@ fn nic_east() -> PairOptions {
         attachments: [AttachmentKind::Nic, AttachmentKind::Bridge],
         ..PairOptions::default()
     }
+}
+
+/// Waits until the east attachment is in `state`, for a reason that contains `text`.
+fn wait_for_state(pair: &TestPair, state: AttachmentState, text: &str) {
+    eventually("the attachment's state", || {
+        let attachment = attachment(pair, Side::East)?;
+        let is = attachment.state == state && attachment.reason.contains(text);
+        if is { Ok(()) } else { Err(format!("{attachment:?}")) }
+    });
 }
 
 #[test]
@@ -53,9 +67,41 @@ fn a_bridge_that_is_made_again_is_joined_again() {
     let mut pair = landbridge_pair(PairOptions::default());
     let namespace = &pair.appliance(Side::East).namespace;
     namespace.ip("link del br-100").unwrap();
+    wait_for_state(&pair, AttachmentState::Waiting, "br-100");
     namespace.add_bridge("br-100", 1500).unwrap();
     namespace.enslave("port0-0", "br-100").unwrap();
     pair.wait_for_tunnel().unwrap();
+}
+
+#[test]
+fn a_bridge_that_appears_later_is_waited_for() {
+    if !can_run() {
+        return;
+    }
+    let mut pair = landbridge_pair(PairOptions::default());
+    pair.appliance_mut(Side::East).stop();
+    pair.appliance(Side::East).namespace.ip("link del br-100").unwrap();
+    pair.start(Side::East).unwrap();
+    wait_for_state(&pair, AttachmentState::Waiting, "br-100");
+    let namespace = &pair.appliance(Side::East).namespace;
+    namespace.add_bridge("br-100", 1500).unwrap();
+    namespace.enslave("port0-0", "br-100").unwrap();
+    pair.wait_for_tunnel().unwrap();
+    wait_for_state(&pair, AttachmentState::Up, "");
+}
+
+#[test]
+fn a_bridge_without_a_link_is_reported() {
+    if !can_run() {
+        return;
+    }
+    let mut pair = landbridge_pair(PairOptions::default());
+    let host = &pair.host(Side::East).namespace;
+    host.ip("link set eth0 down").unwrap();
+    wait_for_state(&pair, AttachmentState::NoCarrier, "br-100");
+    host.ip("link set eth0 up").unwrap();
+    pair.wait_for_tunnel().unwrap();
+    wait_for_state(&pair, AttachmentState::Up, "");
 }
 
 #[test]
@@ -80,11 +126,7 @@ fn a_cable_is_pulled_and_put_back() {
     let mut pair = landbridge_pair(nic_east());
     let host = &pair.host(Side::East).namespace;
     host.ip("link set eth0 down").unwrap();
-    let status = || pair.ask(Side::East, "status --json").unwrap();
-    wait_until("the status to name the missing carrier", PATIENCE, || {
-        if status().contains("no_carrier") { Ok(()) } else { Err(status()) }
-    })
-    .unwrap();
+    wait_for_state(&pair, AttachmentState::NoCarrier, "carrier");
     host.ip("link set eth0 up").unwrap();
     pair.wait_for_tunnel().unwrap();
 }

@@ -6,6 +6,7 @@
 //! ```
 
 use crate::harness::{
+    ask::within,
     can_run,
     frames::{C_TAG, EXPERIMENTAL, S_TAG, Seeded, frame},
     landbridge_pair,
@@ -98,27 +99,69 @@ fn tags_cost_no_length() {
         return;
     }
     let pair = landbridge_pair(PairOptions { lan_mtu: 9216, ..PairOptions::default() });
-    // Two bytes must follow a tag, or Linux drops the frame (skb_vlan_untag in
-    // net/core/skbuff.c).
-    let some = || (16..=9216).step_by(97).chain([60, 1499, 1500, 1514, 9215, 9216]);
-    assert_cross(&pair, |from, to| of_lengths(from, to, &[(C_TAG, 100)], some()));
-    assert_cross(&pair, |from, to| of_lengths(from, to, &[(S_TAG, 7), (C_TAG, 100)], some()));
+    let tag_stacks: [&[(u16, u16)]; 2] = [&[(C_TAG, 100)], &[(S_TAG, 7), (C_TAG, 100)]];
+    for tags in tag_stacks {
+        assert_cross(&pair, |from, to| of_lengths(from, to, tags, (16..=9216).step_by(19)));
+    }
+}
+
+/// Bytes without tags. Two must follow a tag, or Linux drops the frame
+/// (skb_vlan_untag in net/core/skbuff.c).
+fn some_lengths() -> impl Iterator<Item = usize> {
+    (16..=9216).step_by(97).chain([60, 1499, 1500, 1514, 9215, 9216])
 }
 
 #[test]
-fn every_kind_by_every_attachment() {
+fn every_kind_and_length_by_every_attachment() {
+    const PLAIN: &str = ", offload = false";
     for kind in [AttachmentKind::Bridge, AttachmentKind::Tap, AttachmentKind::Nic] {
-        for offload in ["", ", offload = false"] {
+        for fields in [["", ""], [PLAIN, ""], [PLAIN, PLAIN]] {
             if !can_run() {
                 return;
             }
             let pair = landbridge_pair(PairOptions {
                 attachments: [kind; 2],
-                extra_attachment_fields: offload.into(),
+                lan_mtu: 9216,
+                extra_attachment_fields: fields.map(str::to_owned),
                 ..PairOptions::default()
             });
             assert_cross(&pair, of_kinds);
+            assert_cross(&pair, |from, to| of_lengths(from, to, &[], some_lengths()));
+            let tags = [(S_TAG, 7), (C_TAG, 100)];
+            assert_cross(&pair, |from, to| of_lengths(from, to, &tags, some_lengths()));
         }
+    }
+}
+
+/// What is inside of the trunk's tag crosses as it is, tags too.
+#[test]
+fn a_trunk_carries_tags_within_its_tag() {
+    if !can_run() {
+        return;
+    }
+    let options = PairOptions {
+        attachments: [AttachmentKind::Trunk; 2],
+        lan_mtu: 9216,
+        ..PairOptions::default()
+    };
+    let pair = landbridge_pair(options);
+    wait_for_frames(&pair, &[(C_TAG, 100)]);
+    for inner in [&[][..], &[(C_TAG, 0x2007)], &[(S_TAG, 7)], &[(S_TAG, 7), (C_TAG, 100)]] {
+        let tags = [&[(C_TAG, 100)], inner].concat();
+        assert_cross(&pair, |from, to| of_lengths(from, to, &tags, some_lengths()));
+    }
+}
+
+/// No host on a trunk answers a ping, so a frame is repeated until it crosses.
+fn wait_for_frames(pair: &Pair, tags: &[(u16, u16)]) {
+    let (east, west) = (Probe::on(pair.host(Side::East)), Probe::on(pair.host(Side::West)));
+    for (from, to) in [(&east, &west), (&west, &east)] {
+        let hello = frame(to.mac, from.mac, tags, EXPERIMENTAL, b"is anybody there?");
+        within(Pair::TUNNEL_TIMEOUT, "a frame to cross", || {
+            from.send(&hello);
+            let arrived = to.receive(1, Duration::from_millis(100), |frame| frame == hello);
+            if arrived.is_empty() { Err(pair.logs()) } else { Ok(()) }
+        });
     }
 }
 

@@ -5,7 +5,7 @@
 //!                        LAN and underlay MTU 1500
 //! ```
 
-use crate::harness::{can_run, fail, iperf3, landbridge_pair, part_of_machine};
+use crate::harness::{ask::eventually, can_run, fail, iperf3, landbridge_pair, part_of_machine};
 use landbridge::lab::{AttachmentKind, Pair, PairOptions, Side, Underlay, ping, tour, transfer};
 use std::{net::IpAddr, path::Path, time::Duration};
 
@@ -90,6 +90,35 @@ fn neighbour_discovery_crosses() {
     let mac = west.namespace.mac("eth0").unwrap();
     let mac = mac.map(|byte| format!("{byte:02X}")).join(":");
     assert!(output.status.success() && output.stdout.contains(&mac), "{}", output.stdout);
+}
+
+#[test]
+fn router_advertisements_cross() {
+    if !can_run() {
+        return;
+    }
+    let pair = landbridge_pair(PairOptions::default());
+    let (east, west) = (&pair.host(Side::East).namespace, &pair.host(Side::West).namespace);
+    let router = west
+        .spawn(&[
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--user=root",
+            "--log-facility=-",
+            "--pid-file=",
+            "--port=0",
+            "--interface=eth0",
+            "--enable-ra",
+            "--dhcp-range=fd00::,ra-only,64,1h",
+        ])
+        .unwrap();
+    let said = eventually("an advertisement", || {
+        let output = east.exec(&["rdisc6", "-1", "-r", "1", "-w", "500", "eth0"]).unwrap();
+        let said = output.stdout + &output.stderr + &router.stderr();
+        if output.status.success() { Ok(said) } else { Err(said) }
+    });
+    assert!(said.contains("fd00::/64"), "{said}");
 }
 
 #[test]

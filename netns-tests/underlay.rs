@@ -6,6 +6,7 @@
 //! ```
 
 use crate::harness::{
+    ask::wait_for_counter,
     can_run,
     frames::{EXPERIMENTAL, frame},
     landbridge_pair, nft,
@@ -117,27 +118,6 @@ fn a_one_way_cut_heals() {
 }
 
 #[test]
-fn a_peer_behind_nat_is_followed_when_its_mapping_changes() {
-    if !can_run() {
-        return;
-    }
-    let pair = landbridge_pair(PairOptions::default());
-    let relay = Relay::new(&pair, 9);
-    let target = pair.host(Side::West).v4.to_string();
-    for port_offset in [1000, 2000, 3000] {
-        relay.translate_east(port_offset);
-        wait_until("the peer to follow", 10 * SECOND, || {
-            let argv = ["ping", "-n", "-c", "1", "-W", "0.2", &target];
-            let output = pair.host(Side::East).namespace.exec(&argv);
-            output.and_then(|output| output.success()).map_err(|error| error.to_string())
-        })
-        .unwrap();
-    }
-    assert!(relay.tally(Side::East).translated > 0);
-    assert!(relay.tally(Side::West).translated > 0);
-}
-
-#[test]
 fn replayed_datagrams_change_nothing() {
     if !can_run() {
         return;
@@ -154,12 +134,15 @@ fn replayed_datagrams_change_nothing() {
     let is_one = |frame: &[u8]| frames.iter().any(|sent| sent == frame);
     assert_eq!(west.receive(frames.len(), 5 * SECOND, is_one).len(), frames.len());
     let recorded = relay.recorded(Side::East);
-    assert!(!recorded.is_empty());
+    // IPv4 and UDP header, then the type: up to 3 for handshakes.
+    let transport = recorded.iter().filter(|packet| packet.get(28) > Some(&3)).count() as u64;
+    assert!(transport > 0);
     for packet in recorded {
         relay.inject(packet);
     }
     let last = send(20);
     west.expect_none_before(5 * SECOND, is_one, |frame| frame == last);
+    wait_for_counter(&pair, Side::West, "datagram_replayed", transport);
 }
 
 #[test]

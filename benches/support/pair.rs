@@ -20,7 +20,7 @@ use landbridge::{
 
 /// The group of both: network 100 whole on port 0, network 200 as VLAN 200 on
 /// port 1; network 300 is not at site east, 400 not at site west.
-pub const GROUP: &str = r#"
+pub(crate) const GROUP: &str = r#"
 [group]
 name = "pair"
 [[site]]
@@ -64,29 +64,29 @@ attach.north = { tap = "dmz0" }
 "#;
 
 /// The site that begins the session.
-pub const EAST: SiteIndex = SiteIndex(0);
+pub(crate) const EAST: SiteIndex = SiteIndex(0);
 /// The site that answers.
-pub const WEST: SiteIndex = SiteIndex(1);
+pub(crate) const WEST: SiteIndex = SiteIndex(1);
 /// The lane that carries the frames.
-pub const LANE: u8 = 1;
+pub(crate) const LANE: u8 = 1;
 /// The port that takes every frame, of network 100.
-pub const PORT: PortIndex = PortIndex(0);
+pub(crate) const PORT: PortIndex = PortIndex(0);
 /// Each side's peer in this session, as the topology counts them.
-pub const PEER: PeerIndex = PeerIndex(0);
+pub(crate) const PEER: PeerIndex = PeerIndex(0);
 
 /// A site's name for its end of the session.
-pub fn session_index(site: SiteIndex) -> u32 {
+pub(crate) fn session_index(site: SiteIndex) -> u32 {
     0x100 + u32::from(site.0)
 }
 
 /// The key of what `from` sends, and of who opens it.
-pub fn keys(suite: CipherSuite, from: SiteIndex) -> (SealKey, OpenKey) {
+pub(crate) fn keys(suite: CipherSuite, from: SiteIndex) -> (SealKey, OpenKey) {
     let bytes = [from.0 as u8 + 1; 32];
     (SealKey::new(suite, &mut bytes.clone()), OpenKey::new(suite, &mut bytes.clone()))
 }
 
 /// How `site` reaches the other one.
-pub fn path_from(site: SiteIndex) -> Path {
+pub(crate) fn path_from(site: SiteIndex) -> Path {
     let (socket, remote) = match site {
         EAST => (SocketRole::Dialer, "192.0.2.2:51840"),
         _ => (SocketRole::Listener, "192.0.2.1:40000"),
@@ -95,13 +95,13 @@ pub fn path_from(site: SiteIndex) -> Path {
 }
 
 /// The group as `site` sees it.
-pub fn topology(site: SiteIndex) -> Arc<Topology> {
+pub(crate) fn topology(site: SiteIndex) -> Arc<Topology> {
     let group = config::parse(GROUP, "group.toml").expect("a valid group file");
     Arc::new(Topology::new(&group, site, 0))
 }
 
 /// The one worker of `site`, its end of the session installed.
-pub fn worker(site: SiteIndex, suite: CipherSuite) -> Worker {
+pub(crate) fn worker(site: SiteIndex, suite: CipherSuite) -> Worker {
     let topology = topology(site);
     let limits = NetworkLimits { max_macs: 4096, ageing: Duration::from_secs(300) };
     let networks = vec![limits; topology.networks.len()];
@@ -133,17 +133,17 @@ pub fn worker(site: SiteIndex, suite: CipherSuite) -> Worker {
 
 /// Takes what a worker sends and delivers, into buffers that are used again.
 #[derive(Default)]
-pub struct Wire {
+pub(crate) struct Wire {
     /// Datagrams sent, one after the other.
-    pub sent: Vec<u8>,
+    pub(crate) sent: Vec<u8>,
     /// Runs in `sent`: their datagrams' size and their length in all.
-    pub runs: Vec<(usize, usize)>,
+    pub(crate) runs: Vec<(usize, usize)>,
     /// Larger datagrams are refused; 0 lets all pass.
-    pub datagram_length_max: usize,
+    pub(crate) datagram_length_max: usize,
     /// Frames delivered.
-    pub frames: u64,
+    pub(crate) frames: u64,
     /// Bytes of those.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Outlet for Wire {
@@ -172,7 +172,7 @@ impl Outlet for Wire {
 
 impl Wire {
     /// Hands everything sent so far to `receiver`, which answers through `answers`.
-    pub fn carry(
+    pub(crate) fn carry(
         &mut self,
         now: Instant,
         receiver: &mut Worker,
@@ -191,29 +191,29 @@ impl Wire {
     }
 
     /// Loses everything sent so far.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.sent.clear();
         self.runs.clear();
     }
 }
 
 /// Both workers, and what each of them sends.
-pub struct Pair {
+pub(crate) struct Pair {
     /// The initiator.
-    pub east: Worker,
+    pub(crate) east: Worker,
     /// The responder.
-    pub west: Worker,
+    pub(crate) west: Worker,
     /// What `east` sends.
-    pub from_east: Wire,
+    pub(crate) from_east: Wire,
     /// What `west` sends.
-    pub from_west: Wire,
+    pub(crate) from_west: Wire,
     /// Their clock.
-    pub now: Instant,
+    pub(crate) now: Instant,
 }
 
 impl Pair {
     /// Two workers that know each other over a path with an MTU of 1500.
-    pub fn new(suite: CipherSuite) -> Self {
+    pub(crate) fn new(suite: CipherSuite) -> Self {
         let wire = || Wire { datagram_length_max: 1500 - 28, ..Wire::default() };
         let mut pair = Self {
             east: worker(EAST, suite),
@@ -229,7 +229,7 @@ impl Pair {
     }
 
     /// Lets time pass and the workers answer each other.
-    pub fn pass(&mut self, time: Duration) {
+    pub(crate) fn pass(&mut self, time: Duration) {
         self.now = self.now + time;
         self.east.handle_timeout(self.now, &mut self.from_east);
         self.west.handle_timeout(self.now, &mut self.from_west);
@@ -237,19 +237,19 @@ impl Pair {
     }
 
     /// Carries what was sent, both ways.
-    pub fn exchange(&mut self) {
+    pub(crate) fn exchange(&mut self) {
         self.from_east.carry(self.now, &mut self.west, WEST, &mut self.from_west);
         self.from_west.carry(self.now, &mut self.east, EAST, &mut self.from_east);
     }
 
     /// Sends `frames` as one burst from the LAN of `from` to the other's.
-    pub fn burst(&mut self, from: SiteIndex, offload: Offload, frames: &[Vec<u8>]) {
+    pub(crate) fn burst(&mut self, from: SiteIndex, offload: Offload, frames: &[Vec<u8>]) {
         self.load(from, offload, frames);
         self.exchange();
     }
 
     /// The sending half of [`Pair::burst`].
-    pub fn load(&mut self, from: SiteIndex, offload: Offload, frames: &[Vec<u8>]) {
+    pub(crate) fn load(&mut self, from: SiteIndex, offload: Offload, frames: &[Vec<u8>]) {
         let (sender, wire) = match from {
             EAST => (&mut self.east, &mut self.from_east),
             _ => (&mut self.west, &mut self.from_west),
@@ -263,7 +263,7 @@ impl Pair {
 
 /// A TCP/IPv4 frame of `length` bytes from a station at `from` to one at the
 /// other site, its checksums blank. At least 54 bytes.
-pub fn frame(from: SiteIndex, station: u8, length: usize) -> Vec<u8> {
+pub(crate) fn frame(from: SiteIndex, station: u8, length: usize) -> Vec<u8> {
     let mut frame = vec![0x5a; length];
     let (own, other) = (from.0 as u8, 1 - from.0 as u8);
     frame[..14].copy_from_slice(&[2, 0, 0, 0, other, station, 2, 0, 0, 0, own, station, 8, 0]);
@@ -278,7 +278,7 @@ pub fn frame(from: SiteIndex, station: u8, length: usize) -> Vec<u8> {
 }
 
 /// The longest TCP superframe, with the descriptor of a kernel that makes it.
-pub fn superframe(from: SiteIndex) -> (Offload, Vec<u8>) {
+pub(crate) fn superframe(from: SiteIndex) -> (Offload, Vec<u8>) {
     let offload =
         Offload { segmentation: Segmentation::Tcp4, segment_size: 1448, ..Offload::CHECKSUM };
     (offload, frame(from, 1, 14 + 65_535))

@@ -1,6 +1,8 @@
 //! What the tests stand on: pairs that show their logs on failure, raw frames,
 //! a relay in the underlay, programs of the distribution.
 
+pub(crate) mod ask;
+pub(crate) mod flows;
 pub(crate) mod frames;
 pub(crate) mod nft;
 pub(crate) mod packet;

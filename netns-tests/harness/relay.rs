@@ -328,6 +328,10 @@ impl State {
             tally.reordered += 1;
             due += Relay::REORDER_DELAY;
         }
+        if self.nat.is_some_and(|nat| nat.blocks(&packet)) {
+            self.tallies[from as usize].lost += 1;
+            return;
+        }
         if self.nat.is_some_and(|nat| nat.translate(&mut packet)) {
             tally.translated += 1;
         }
@@ -365,6 +369,11 @@ impl State {
 }
 
 impl Nat {
+    /// Nobody outside reaches the inside by its own address.
+    fn blocks(&self, packet: &[u8]) -> bool {
+        packet[0] >> 4 == 4 && packet[16..20] == self.inside
+    }
+
     /// Rewrites an IPv4 UDP packet that leaves the inside or comes back to it.
     fn translate(&self, packet: &mut [u8]) -> bool {
         let Some(udp) = udp_offset(packet).filter(|_| packet[0] >> 4 == 4) else { return false };

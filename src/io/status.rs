@@ -203,7 +203,7 @@ impl Reporter {
             );
         }
         for attachment in attachments {
-            let notes = attachment.notes.iter().filter(|note| !is_about_link_local(note));
+            let notes = attachment.notes.iter().filter(|note| !is_link_local_note(note));
             warnings.extend(notes.map(|note| format!("{}: {note}", attachment.interface)));
         }
         warnings
@@ -268,7 +268,7 @@ impl Reporter {
             link_local_note: found
                 .notes
                 .iter()
-                .find(|note| is_about_link_local(note))
+                .find(|note| is_link_local_note(note))
                 .cloned()
                 .unwrap_or_default(),
         })
@@ -426,6 +426,11 @@ impl Reporter {
     }
 }
 
+/// Shown with the attachment: it is so on every bridge, and nothing to be acted on.
+fn is_link_local_note(note: &str) -> bool {
+    note.contains("01:80:c2")
+}
+
 fn listed(scope: &str, counters: &Counters) -> Vec<model::Counter> {
     let counter = |(counter, value): (crate::node::Counter, u64)| model::Counter {
         scope: scope.to_owned(),
@@ -434,11 +439,6 @@ fn listed(scope: &str, counters: &Counters) -> Vec<model::Counter> {
         help: counter.help().trim().to_owned(),
     };
     counters.read().into_iter().map(counter).collect()
-}
-
-/// A property of every bridge, shown with its attachment; nothing to be warned of.
-fn is_about_link_local(note: &str) -> bool {
-    note.contains("01:80:c2")
 }
 
 fn cipher_name(cipher: CipherSuite) -> &'static str {

@@ -39,7 +39,7 @@ pub(super) fn group_file(options: &PairOptions, public_keys: [&str; 2]) -> Strin
 }
 
 fn attachment(options: &PairOptions, side: Side, network: usize) -> String {
-    let extra = &options.extra_attachment_fields;
+    let extra = &options.extra_attachment_fields[side as usize];
     match options.attachments[side as usize] {
         AttachmentKind::Bridge => {
             format!("{{ bridge = \"{}\"{extra} }}", names::bridge_name(network))
@@ -71,7 +71,7 @@ mod tests {
             lanes: Some(2),
             attachments: [AttachmentKind::Bridge, AttachmentKind::Trunk],
             extra_group_lines: "rekey_after_s = 2\n".into(),
-            extra_attachment_fields: ", offload = false".into(),
+            extra_attachment_fields: [String::new(), ", offload = false".into()],
             ..PairOptions::default()
         };
         let text = group_file(&options, ["EAST", "WEST"]);
@@ -83,5 +83,6 @@ mod tests {
         assert_eq!(file["network"][1]["attach"]["west"]["vlan"].as_integer(), Some(101));
         assert_eq!(file["network"][0]["attach"]["west"]["nic"].as_str(), Some("lan0"));
         assert_eq!(file["network"][0]["attach"]["west"]["offload"].as_bool(), Some(false));
+        assert!(file["network"][0]["attach"]["east"].get("offload").is_none());
     }
 }

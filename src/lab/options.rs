@@ -27,8 +27,8 @@ pub struct PairOptions {
     pub extra_group_lines: String,
     /// Whole lines added to each `[[network]]`.
     pub extra_network_lines: String,
-    /// Added inside of each attachment, with a leading comma.
-    pub extra_attachment_fields: String,
+    /// Added inside of each side's attachments, with a leading comma.
+    pub extra_attachment_fields: [String; 2],
     /// What the appliances' underlay links leave to the other end.
     pub underlay_offload: Offload,
     /// What carries frames between the sites.
@@ -92,7 +92,7 @@ impl Default for PairOptions {
             lanes: None,
             extra_group_lines: String::new(),
             extra_network_lines: String::new(),
-            extra_attachment_fields: String::new(),
+            extra_attachment_fields: Default::default(),
             underlay_offload: Offload::Default,
             carrier: Carrier::Nothing,
         }

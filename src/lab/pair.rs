@@ -138,16 +138,26 @@ impl Pair {
     /// # Panics
     /// If the carrier is not Landbridge.
     pub fn start(&mut self, side: Side) -> Result<()> {
-        let (binary, group) = (self.binary(side), path_text(&self.group_file()));
-        let appliance = &mut self.appliances[side as usize];
-        appliance.stop();
-        let (key, socket) = (path_text(&appliance.key_file), path_text(&appliance.socket));
-        appliance.process = Some(
-            appliance
-                .namespace
-                .spawn(&[&binary, "run", "--group", &group, "--key", &key, "--socket", &socket])?,
-        );
+        self.appliance_mut(side).stop();
+        let process = self.spawn(side, &[])?;
+        self.appliance_mut(side).process = Some(process);
         Ok(())
+    }
+
+    /// Starts `landbridge run` for a side, by way of the command `through` (such
+    /// as `setpriv`), and leaves the process to the caller.
+    ///
+    /// # Errors
+    /// As for [`Namespace::spawn`].
+    ///
+    /// # Panics
+    /// If the carrier is not Landbridge.
+    pub fn spawn(&self, side: Side, through: &[&str]) -> Result<Process> {
+        let (binary, group) = (self.binary(side), path_text(&self.group_file()));
+        let appliance = self.appliance(side);
+        let (key, socket) = (path_text(&appliance.key_file), path_text(&appliance.socket));
+        let run = [&binary, "run", "--group", &group, "--key", &key, "--socket", &socket];
+        appliance.namespace.spawn(&[through, &run[..]].concat())
     }
 
     /// Asks a side's appliance: `landbridge <words> --socket …`.
@@ -274,7 +284,11 @@ impl Pair {
         Ok(())
     }
 
-    fn binary(&self, side: Side) -> String {
+    /// A side's binary.
+    ///
+    /// # Panics
+    /// If the carrier is not Landbridge.
+    pub fn binary(&self, side: Side) -> String {
         let Carrier::Landbridge(binaries) = &self.options.carrier else {
             panic!("this pair is not carried by Landbridge");
         };

@@ -66,8 +66,9 @@ pub(super) fn send_amount(
         (sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), received)
     });
     let duration = start.elapsed();
-    let (sent, (received, wrong_at)) =
-        (sent.map_err(failed("send"))?, received.map_err(failed("receive"))?);
+    // Why the receiver gave up tells more than that the sender then couldn't go on.
+    let (received, wrong_at) = received.map_err(failed("receive"))?;
+    let sent = sent.map_err(failed("send"))?;
     if wrong_at.is_some() || sent != received {
         return Err(LabError::Corrupted { to: target, sent, received, wrong_at });
     }

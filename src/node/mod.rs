@@ -13,12 +13,12 @@
 
 mod control;
 mod counters;
-mod peer;
 mod worker;
 
-pub use control::{ControlEvent, ControlOutlet, ControlPlane, ControlSettings, PeerReport};
+pub use control::{
+    ControlEvent, ControlOutlet, ControlPlane, ControlSettings, PeerReport, PeerStanding,
+};
 pub use counters::{Counter, Counters, CountersByKind};
-pub use peer::PeerStanding;
 pub use worker::{NetworkStatistics, Worker, WorkerSettings, WorkerStatistics};
 
 use crate::{
