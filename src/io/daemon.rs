@@ -349,7 +349,7 @@ impl Daemon {
     async fn stop(mut self) {
         tracing::info!("stopping");
         self.service.stopping();
-        self.control.shut_down(clock::now(), &mut self.outlet);
+        self.control.shut_down(&mut self.outlet);
         for thread in self.outlet.threads {
             thread.stop();
         }

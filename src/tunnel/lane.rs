@@ -242,10 +242,10 @@ impl Lane {
             packer.reset();
             return Err(SendError::NoSession);
         };
-        let Some(path) = session.path else {
+        if session.path.is_none() {
             packer.reset();
             return Err(SendError::NoSession);
-        };
+        }
         let (size, batch) = packer.take();
         let skipped = session.skipped;
         if !session.seal_stream(size, batch) {
@@ -254,7 +254,7 @@ impl Lane {
         }
         let datagrams = batch.len().div_ceil(size);
         let batch_size = batch.len().min(size);
-        let result = sink.transmit(&path, size, batch);
+        let result = session.transmit(size, batch, sink);
         match result {
             Ok(()) => {
                 add(&self.statistics.sent_datagrams, datagrams as u64);
@@ -276,20 +276,9 @@ impl Lane {
     }
 
     fn refused(&mut self, now: Instant, error: TransmitError, size: usize) {
-        match error {
-            TransmitError::TooBig => {
-                if let Some(path_mtu) = &mut self.path_mtu {
-                    path_mtu.refused(now, size);
-                    self.statistics.path_mtu.store(path_mtu.packet_size() as u32, Relaxed);
-                }
-            }
-            TransmitError::NoSource => {
-                let session = self.current.and_then(|current| self.sessions.get_mut(current));
-                if let Some(path) = session.and_then(|session| session.path.as_mut()) {
-                    path.local = None;
-                }
-            }
-            TransmitError::Full | TransmitError::Unreachable => {}
+        if let (TransmitError::TooBig, Some(path_mtu)) = (error, &mut self.path_mtu) {
+            path_mtu.refused(now, size);
+            self.statistics.path_mtu.store(path_mtu.packet_size() as u32, Relaxed);
         }
     }
 
@@ -346,7 +335,7 @@ impl Lane {
                 // One answer per datagram, however many pings it holds: no peer
                 // gets more out of this host than it put in.
                 if let Some(sequence) = pinged {
-                    let _ = self.send_signal(now, index, &Signal::Pong { sequence }, 0, sink);
+                    let _ = self.send_signal(index, &Signal::Pong { sequence }, 0, sink);
                 }
             }
         }
@@ -421,14 +410,9 @@ impl Lane {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub fn signal(
-        &mut self,
-        now: Instant,
-        signal: &Signal,
-        sink: &mut impl LaneSink,
-    ) -> Result<(), SendError> {
+    pub fn signal(&mut self, signal: &Signal, sink: &mut impl LaneSink) -> Result<(), SendError> {
         let current = self.current.ok_or(SendError::NoSession)?;
-        self.send_signal(now, current, signal, 0, sink)
+        self.send_signal(current, signal, 0, sink)
     }
 
     /// Does what is due: pings, probes, records that waited long enough.
@@ -513,7 +497,7 @@ impl Lane {
     ) -> Result<u32, SendError> {
         let sequence = self.next_sequence;
         self.next_sequence = sequence.wrapping_add(1);
-        self.send_signal(now, session, &Signal::Ping { sequence }, size, sink)?;
+        self.send_signal(session, &Signal::Ping { sequence }, size, sink)?;
         if self.pings.len() == PINGS_MAX {
             self.pings.remove(0);
         }
@@ -524,14 +508,15 @@ impl Lane {
     /// Sends one signal in a datagram of at least `size` bytes.
     fn send_signal(
         &mut self,
-        now: Instant,
         session: usize,
         signal: &Signal,
         size: usize,
         sink: &mut impl LaneSink,
     ) -> Result<(), SendError> {
         let session = self.sessions.get_mut(session).ok_or(SendError::NoSession)?;
-        let path = session.path.ok_or(SendError::NoSession)?;
+        if session.path.is_none() {
+            return Err(SendError::NoSession);
+        }
         let buffer = &mut self.signal_buffer;
         buffer.clear();
         buffer.resize(HEADER_LENGTH, 0);
@@ -541,7 +526,7 @@ impl Lane {
             return Err(SendError::KeyUsedUp);
         }
         let length = buffer.len();
-        let result = sink.transmit(&path, length, buffer);
+        let result = session.transmit(length, buffer, sink);
         match result {
             Ok(()) => {
                 add(&self.statistics.sent_datagrams, 1);
@@ -550,9 +535,6 @@ impl Lane {
             Err(error) => {
                 if size == 0 {
                     sink.unsent(error, 1);
-                }
-                if error == TransmitError::NoSource {
-                    self.refused(now, error, length);
                 }
             }
         }

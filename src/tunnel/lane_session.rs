@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Path, PathMtu};
+use super::{LaneSink, Path, PathMtu, TransmitError};
 use crate::{
     session::{
         aead::{OpenKey, SealKey},
@@ -120,6 +120,25 @@ impl LaneSession {
     pub(super) fn note_unsent(&mut self, skipped: u8, datagrams: usize) {
         let datagrams = u8::try_from(datagrams).unwrap_or(u8::MAX);
         self.skipped = skipped.saturating_add(datagrams);
+    }
+
+    /// Sends sealed datagrams over the session's path. Where its source address
+    /// is gone, the routing table chooses another one, at once and from now on.
+    #[inline]
+    pub(super) fn transmit(
+        &mut self,
+        size: usize,
+        datagrams: &[u8],
+        sink: &mut impl LaneSink,
+    ) -> Result<(), TransmitError> {
+        let path = self.path.as_mut().ok_or(TransmitError::Unreachable)?;
+        match sink.transmit(path, size, datagrams) {
+            Err(TransmitError::NoSource) => {
+                path.local = None;
+                sink.transmit(path, size, datagrams)
+            }
+            result => result,
+        }
     }
 
     /// The key has been used so much that it wants to be replaced.

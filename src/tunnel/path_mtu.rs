@@ -165,10 +165,10 @@ impl PathMtu {
     /// The kernel refused a datagram of `size` bytes (EMSGSIZE): no path out
     /// of this host takes it.
     pub fn refused(&mut self, now: Instant, size: usize) {
-        self.too_big = self.too_big.min(size);
+        self.too_big = self.too_big.min(size.max(FLOOR_SIZE + 1));
         self.attempts.retain(|attempt| attempt.size < size);
         if self.size >= size {
-            self.size = BASE_SIZE.min(size - 1).max(FLOOR_SIZE);
+            self.size = if size > BASE_SIZE { BASE_SIZE } else { FLOOR_SIZE };
             self.acknowledged = false;
             self.phase = Phase::Searching;
             self.enqueue_usual();
@@ -403,6 +403,24 @@ mod tests {
         assert_eq!(mtu.size(), BASE_SIZE);
         run(&mut mtu, now, Duration::from_millis(10), 1500, 1500, true);
         assert_eq!(mtu.packet_size(), 1500);
+    }
+
+    #[test]
+    fn a_link_below_the_base_is_served_from_the_floor_at_once() {
+        let mut mtu = PathMtu::new(Instant::ZERO, OVERHEAD);
+        mtu.refused(Instant::ZERO, BASE_SIZE);
+        assert_eq!(mtu.size(), FLOOR_SIZE);
+        run(&mut mtu, Instant::ZERO, RAISE_INTERVAL * 2, 1000, 1000, true);
+        assert!((1000 - SEARCH_STEP..=1000).contains(&mtu.packet_size()), "{mtu:?}");
+    }
+
+    #[test]
+    fn a_link_below_the_floor_changes_nothing_more() {
+        let mut mtu = PathMtu::new(Instant::ZERO, OVERHEAD);
+        for size in [1200, 528, 100, 1] {
+            mtu.refused(Instant::ZERO, size);
+            assert_eq!(mtu.size(), FLOOR_SIZE);
+        }
     }
 
     #[test]

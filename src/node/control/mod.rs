@@ -213,11 +213,11 @@ impl ControlPlane {
     }
 
     /// Says farewell to every peer, so that nobody waits for a time-out.
-    pub fn shut_down(&mut self, now: Instant, outlet: &mut impl ControlOutlet) {
+    pub fn shut_down(&mut self, outlet: &mut impl ControlOutlet) {
         for peer in &mut self.peers {
             let mut sink = Sink::new(&self.counters, outlet);
             let farewell = Signal::Close { reason: CloseReason::Shutdown };
-            let _ = peer.lane.signal(now, &farewell, &mut sink);
+            let _ = peer.lane.signal(&farewell, &mut sink);
         }
     }
 
