@@ -227,3 +227,14 @@ fn flows_both_ways_keep_their_paths() {
     }
     assert_ne!(near.current_session(), far.current_session());
 }
+
+#[test]
+fn a_handshake_with_a_restarted_peer_abandons_its_old_port() {
+    let (listener, old) = (path(SocketRole::Dialer, 51840), path(SocketRole::Listener, 4000));
+    let mut lane = lane();
+    lane.install(at(0), parameters(1, true, Some(old)));
+    lane.install(at(1), parameters(2, true, None));
+    assert_eq!(lane.path(), Some(old), "no other is known");
+    lane.install(at(2), parameters(3, true, Some(listener)));
+    assert_eq!(lane.path(), Some(listener));
+}
