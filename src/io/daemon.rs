@@ -51,6 +51,8 @@ const EVENTS_MAX: usize = 256;
 const TICK: Duration = Duration::from_secs(1);
 /// The whole MAC table is swept once in so many ticks.
 const SWEEP_TICKS: usize = 10;
+/// What is logged about one peer, at most: a member can make it flap.
+const PEER_EVENTS_PER_MINUTE: u32 = 30;
 /// A data thread that did not turn for this long is reported, ns.
 const STUCK_NS: u64 = 5_000_000_000;
 
@@ -131,6 +133,8 @@ struct ControlOut {
     threads: Vec<DataThread>,
     topology: Arc<Topology>,
     refusals: RateLimit,
+    /// By [`PeerIndex`].
+    peer_events: Vec<RateLimit>,
 }
 
 impl Daemon {
@@ -199,6 +203,10 @@ impl Daemon {
                 threads,
                 topology: topology.clone(),
                 refusals: RateLimit::new(Duration::from_secs(60), 5),
+                peer_events: vec![
+                    RateLimit::new(Duration::from_secs(60), PEER_EVENTS_PER_MINUTE);
+                    topology.peers.len()
+                ],
             },
             buffers: ReceiveBuffers::default(),
             attachments,
@@ -440,6 +448,11 @@ impl ControlOutlet for ControlOut {
     }
 
     fn event(&mut self, event: ControlEvent) {
+        if let Some(peer) = event.peer()
+            && self.peer_events[usize::from(peer.0)].allow(clock::now()).is_none()
+        {
+            return;
+        }
         let name = |peer: PeerIndex| self.topology.peer(peer).name.as_str();
         match event {
             ControlEvent::PeerUp { peer, path } => {

@@ -114,7 +114,7 @@ impl Lane {
 
     /// Takes a new session; the oldest goes where there are too many. An
     /// initiator sends with it from now on, over the lane's present path where
-    /// that leads to the same host or where no other is given.
+    /// no other is given.
     pub fn install(&mut self, now: Instant, mut parameters: SessionParameters) {
         if self.sessions.len() == SESSIONS_MAX {
             let oldest = usize::from(self.current == Some(0));
@@ -122,12 +122,8 @@ impl Lane {
             self.remove(local_index);
         }
         let initiated = parameters.initiated;
-        if initiated
-            && let Some(current) = self.path()
-            && parameters.path.is_none_or(|new| new.remote.ip() == current.remote.ip())
-        {
-            // The same peer by the same way: this lane's own flow goes on.
-            parameters.path = Some(current);
+        if initiated {
+            parameters.path = parameters.path.or(self.path());
         }
         self.sessions.push(LaneSession::new(now, self.number, parameters));
         if initiated {

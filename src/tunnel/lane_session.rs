@@ -31,7 +31,8 @@ pub struct SessionParameters {
     pub seal: SealKey,
     /// Opens what this side receives.
     pub open: OpenKey,
-    /// Where to send, known at first to the initiator only.
+    /// Where to send, known at first to the initiator only; `None` where that is
+    /// as before.
     pub path: Option<Path>,
 }
 

@@ -199,17 +199,19 @@ fn a_session_that_is_not_answered_takes_the_path_of_one_that_is() {
         far.push(at(now), &[&record(100)], &mut back).unwrap();
         far.flush(at(now), &mut back).unwrap();
         pass(at(now), &mut back, &mut near, over, &mut Ends::default());
-        let expected = if now <= 260 { astray } else { over };
+        let expected = if now < 260 { astray } else { over };
         assert_eq!(near.path(), Some(expected), "after {now} ms");
     }
 }
 
 #[test]
 fn flows_both_ways_keep_their_paths() {
-    let (mut near, mut far) = pair();
     let listener = path(SocketRole::Listener, 4000);
     let dialer = path(SocketRole::Dialer, 51840);
+    let (mut near, mut far) = (lane(), lane());
     near.install(at(0), parameters(2, false, None));
+    near.install(at(0), parameters(1, true, Some(dialer)));
+    far.install(at(0), parameters(1, false, None));
     far.install(at(0), parameters(2, true, Some(dialer)));
     let (mut out, mut back) = (Ends::default(), Ends::default());
     // Each sends with its own session, from its dialer to the other's listener.
@@ -224,4 +226,15 @@ fn flows_both_ways_keep_their_paths() {
         assert_eq!((near.path(), far.path()), (Some(dialer), Some(dialer)), "{now}");
     }
     assert_ne!(near.current_session(), far.current_session());
+}
+
+#[test]
+fn a_handshake_with_a_restarted_peer_abandons_its_old_port() {
+    let (listener, old) = (path(SocketRole::Dialer, 51840), path(SocketRole::Listener, 4000));
+    let mut lane = lane();
+    lane.install(at(0), parameters(1, true, Some(old)));
+    lane.install(at(1), parameters(2, true, None));
+    assert_eq!(lane.path(), Some(old), "no other is known");
+    lane.install(at(2), parameters(3, true, Some(listener)));
+    assert_eq!(lane.path(), Some(listener));
 }

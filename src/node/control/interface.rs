@@ -69,6 +69,21 @@ pub enum ControlEvent {
     },
 }
 
+impl ControlEvent {
+    /// The peer that it is about, where there is one.
+    pub fn peer(&self) -> Option<PeerIndex> {
+        match self {
+            Self::PeerUp { peer, .. }
+            | Self::PeerDown { peer, .. }
+            | Self::PeerRestarted { peer }
+            | Self::PeerIncompatible { peer, .. }
+            | Self::PeerMoved { peer, .. }
+            | Self::GroupFile { peer, .. } => Some(*peer),
+            Self::HandshakeRefused { .. } | Self::Suspicious { .. } => None,
+        }
+    }
+}
+
 /// The way out of the control plane, lent by the shell.
 pub trait ControlOutlet {
     /// Sends one datagram over `path`, from a socket of the control lane.

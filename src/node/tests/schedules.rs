@@ -90,7 +90,9 @@ fn run(seed: u64) -> u64 {
         }
     }
     let world = &mut schedule.world;
-    world.weather = Weather::default();
+    // No smaller than before: a size that shrank is noticed by losing frames.
+    world.weather = Weather { path_mtu: 9000, ..Weather::default() };
+    world.nodes[1].link_mtu = 9000;
     world.cuts.clear();
     assert!(time_to_cross(world, 2 * SECOND).is_some(), "frames cross again");
     world.run(2 * SECOND);
