@@ -307,8 +307,7 @@ impl World {
     /// The node ends in good order; its farewells are on their way.
     pub(super) fn shut_down(&mut self, node: usize) {
         let now = self.clock(node);
-        let sent =
-            self.nodes[node].drive_control(now, |control, wire| control.shut_down(wire));
+        let sent = self.nodes[node].drive_control(now, |control, wire| control.shut_down(wire));
         self.nodes[node].is_running = false;
         self.carry(node, sent);
     }
