@@ -263,7 +263,12 @@ fn spawn(
 ) -> JoinHandle<()> {
     let (shared, tun) = (Arc::clone(shared), Arc::clone(tun));
     let builder = thread::Builder::new().name(name.into());
-    builder.spawn(move || work(&shared, &tun)).expect("a thread can be started")
+    let run = move || {
+        // A network does not slow down because its hosts are busy.
+        let _ = rustix::process::setpriority_process(None, -20);
+        work(&shared, &tun);
+    };
+    builder.spawn(run).expect("a thread can be started")
 }
 
 fn lock(shared: &Shared) -> MutexGuard<'_, State> {

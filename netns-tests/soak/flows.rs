@@ -14,9 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A connection ends, and another begins on other ports, after this time: so
-/// both long flows and new ones meet every rekey, and all lanes come by turns.
-const CONNECTION_DURATION: Duration = Duration::from_secs(10);
+/// A connection ends, and another begins on other ports, after this time and up
+/// to as much again: so both long flows and new ones meet every rekey, and their
+/// lanes never all change at once.
+const CONNECTION_DURATION: Duration = Duration::from_secs(7);
 /// TCP backs off for seconds where several retransmissions in a row are lost.
 const STALL: Duration = Duration::from_secs(30);
 const CHUNK: usize = 64 << 10;
@@ -107,9 +108,10 @@ impl Traffic {
     }
 
     fn send(&self, mut stream: TcpStream, seed: u64) -> io::Result<u64> {
+        let duration = CONNECTION_DURATION.mul_f64(1.0 + Seeded::new(!seed).fraction());
         let (start, mut seeded, mut sent) = (Instant::now(), Seeded::new(seed), 0);
         let mut chunk = vec![0; CHUNK];
-        while start.elapsed() < CONNECTION_DURATION && !self.stop.load(Relaxed) {
+        while start.elapsed() < duration && !self.stop.load(Relaxed) {
             fill(&mut seeded, &mut chunk);
             stream.write_all(&chunk)?;
             sent += chunk.len() as u64;

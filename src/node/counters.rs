@@ -64,7 +64,7 @@ counters! {
     DatagramUnknown = "datagram_unknown",
     /// datagrams of a session that is not known (any more), as after a restart: dropped
     DatagramNoSession = "datagram_no_session",
-    /// datagrams that were seen before: dropped
+    /// datagrams that were seen before, or came so late that this cannot be told: dropped
     DatagramReplayed = "datagram_replayed",
     /// datagrams that the peer did not seal: forged or damaged, dropped
     DatagramForged = "datagram_forged",

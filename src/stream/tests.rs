@@ -251,6 +251,20 @@ fn a_hole_is_waited_for_and_then_given_up() {
 }
 
 #[test]
+fn a_long_idle_time_leaves_no_hole() {
+    // A probe that was lost, then more signals than can be told.
+    let sent = pack(200, &[(255, vec![frame(14, 1)])]);
+    let mut unpacker = Unpacker::default();
+    let mut collected = Collected::default();
+    for counter in 1..1000 {
+        unpacker.receive_signal(at(0), counter, &mut collected);
+    }
+    unpacker.receive(at(0), 1000, sent[0].position, &sent[0].bytes, &mut collected);
+    assert_eq!(collected.frames.len(), 1);
+    assert!(collected.events.is_empty());
+}
+
+#[test]
 fn signals_leave_no_hole() {
     let sent = pack(200, &[(2, vec![frame(14, 1)])]);
     assert_eq!(sent[0].counter, 2);

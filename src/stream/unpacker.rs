@@ -228,7 +228,11 @@ impl Unpacker {
 /// The first of the counters up to `counter` that are known to have carried
 /// nothing of the stream but what this datagram carries.
 fn first_counter(counter: u64, position: Position) -> u64 {
-    counter.saturating_sub(u64::from(position.skipped))
+    match position.skipped {
+        // That many or more: the lane was idle for long.
+        u8::MAX => 0,
+        skipped => counter.saturating_sub(u64::from(skipped)),
+    }
 }
 
 impl Partial {

@@ -23,6 +23,9 @@ use crate::{
 pub const SESSIONS_MAX: usize = 8;
 /// How often an initiator repeats its first datagram until the peer answers.
 const CONFIRM_INTERVAL: Duration = Duration::from_millis(50);
+/// An initiator whose first datagram was not answered for this long (or two
+/// round trips) doubts its path.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(250);
 /// Pings whose answers are waited for, at most.
 const PINGS_MAX: usize = 32;
 
@@ -307,7 +310,7 @@ impl Lane {
         add(&self.statistics.received_datagrams, 1);
         add(&self.statistics.received_bytes, length);
         self.statistics.heard_at.store(now.as_nanos().max(1), Relaxed);
-        let moved = newest && self.follow(index, path);
+        let moved = newest && self.follow(now, index, path);
         let first = !std::mem::replace(&mut self.sessions[index].confirmed, true);
         if first && self.current.is_none_or(|current| current < index) {
             self.switch_to(now, index);
@@ -344,22 +347,47 @@ impl Lane {
     }
 
     /// Follows the peer to where the newest datagram of session `index` came
-    /// from. Each side may send with a session of its own, so all sessions move
-    /// that shared the old path; so do those that the peer has not been heard
-    /// with yet, whose path is a guess. Returns whether the lane sends elsewhere now.
+    /// from. Each side may send with a session of its own: where the peer moved
+    /// (a NAT maps it anew), the sessions that shared its old path move along.
+    /// Returns whether the lane sends elsewhere now.
     #[inline]
-    fn follow(&mut self, index: usize, path: Path) -> bool {
-        let old = self.sessions[index].path;
-        if old == Some(path) {
+    fn follow(&mut self, now: Instant, index: usize, path: Path) -> bool {
+        let session = &mut self.sessions[index];
+        session.heard_at = now;
+        if session.path == Some(path) && session.heard_over == Some(path) {
             return false;
         }
         let before = self.path().map(|path| path.remote);
+        let session = &mut self.sessions[index];
+        session.path = Some(path);
+        // From one socket to another is no move: the peer has flows both ways.
+        let old = session.heard_over.replace(path).filter(|old| old.socket == path.socket);
         for session in &mut self.sessions {
-            if !session.confirmed || session.path == old {
+            let place = |path: Path| (path.socket, path.remote);
+            if old.is_some() && session.path.map(place) == old.map(place) {
                 session.path = Some(path);
             }
         }
         self.path().map(|path| path.remote) != before
+    }
+
+    /// A session in use that the peer does not answer has a wrong path; where
+    /// the peer was heard with another session meanwhile, that one's is right.
+    fn correct_path(&mut self, now: Instant, index: usize) {
+        let session = &self.sessions[index];
+        let (path, heard_at) = (session.path, session.heard_at.max(session.installed_at));
+        let interval = if session.confirmed { 2 * self.ping_interval } else { Duration::ZERO };
+        let round_trip = self.round_trip.unwrap_or_default();
+        let patience = interval + (2 * round_trip).max(ANSWER_PATIENCE);
+        if path.is_some() && now < heard_at + patience {
+            return;
+        }
+        let others = self.sessions.iter().filter(|session| session.heard_at > heard_at);
+        let right = others.max_by_key(|session| session.heard_at).and_then(|other| other.path);
+        if right.is_some() && right != path {
+            self.sessions[index].path = right;
+            self.path_mtu = self.sessions[index].path_mtu(now);
+        }
     }
 
     fn handle_pong(&mut self, now: Instant, sequence: u32) {
@@ -376,6 +404,7 @@ impl Lane {
             if let Some(round_trip) = self.round_trip {
                 path_mtu.set_round_trip(round_trip);
             }
+            path_mtu.answered();
             path_mtu.acknowledged(now, sequence);
             self.statistics.path_mtu.store(path_mtu.packet_size() as u32, Relaxed);
         }
@@ -397,6 +426,7 @@ impl Lane {
         }
         for index in 0..self.sessions.len() {
             if self.wants_confirmation(index) && self.sessions[index].confirm_at <= now {
+                self.correct_path(now, index);
                 self.sessions[index].confirm_again(now, CONFIRM_INTERVAL);
                 let _ = self.ping(now, index, 0, sink);
             }
@@ -404,6 +434,7 @@ impl Lane {
         let Some(current) = self.current else { return };
         if self.ping_at <= now {
             self.ping_at = now + self.ping_interval;
+            self.correct_path(now, current);
             let _ = self.ping(now, current, 0, sink);
         }
         while let Some(probe) = self.path_mtu.as_mut().and_then(|path_mtu| path_mtu.poll_probe(now))
@@ -457,8 +488,6 @@ impl Lane {
         let remote = self.sessions[index].path.map(|path| path.remote);
         if self.path_mtu.is_none() || old_remote != remote {
             self.path_mtu = self.sessions[index].path_mtu(now);
-        } else if let Some(path_mtu) = &mut self.path_mtu {
-            path_mtu.renew();
         }
         self.ping_at = now;
     }

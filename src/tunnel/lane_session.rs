@@ -49,6 +49,11 @@ pub(super) struct LaneSession {
     pub(super) skipped: u8,
     pub(super) unpacker: Unpacker,
     pub(super) path: Option<Path>,
+    /// How the newest datagram came.
+    pub(super) heard_over: Option<Path>,
+    /// When the newest datagram came.
+    pub(super) heard_at: Instant,
+    pub(super) installed_at: Instant,
     /// The peer has proven that it holds the keys.
     pub(super) confirmed: bool,
     pub(super) confirm_at: Instant,
@@ -80,6 +85,9 @@ impl LaneSession {
             skipped: 0,
             unpacker: Unpacker::default(),
             path: parameters.path,
+            heard_over: None,
+            heard_at: Instant::ZERO,
+            installed_at: now,
             confirmed: false,
             confirm_at: now,
             rekey_asked: false,

@@ -6,6 +6,9 @@ mod lane_session;
 mod path_mtu;
 mod statistics;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, SocketAddr};
 
 pub use lane::{Lane, LaneSink, ReceiveError, SESSIONS_MAX, SendError};

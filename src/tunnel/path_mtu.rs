@@ -135,9 +135,9 @@ impl PathMtu {
         self.probe_timeout = (round_trip * 4).clamp(PROBE_TIMEOUT_MIN, PROBE_TIMEOUT_MAX);
     }
 
-    /// The peer holds a new session: what was given up before may have been
-    /// lost to an outage that is over now.
-    pub(super) fn renew(&mut self) {
+    /// The peer answered a ping: what was given up before may have been lost to
+    /// an outage that is over now.
+    pub(super) fn answered(&mut self) {
         if self.gave_up {
             self.raise();
         }
@@ -165,10 +165,10 @@ impl PathMtu {
     /// The kernel refused a datagram of `size` bytes (EMSGSIZE): no path out
     /// of this host takes it.
     pub fn refused(&mut self, now: Instant, size: usize) {
-        self.too_big = self.too_big.min(size);
+        self.too_big = self.too_big.min(size.max(FLOOR_SIZE + 1));
         self.attempts.retain(|attempt| attempt.size < size);
         if self.size >= size {
-            self.size = BASE_SIZE.min(size - 1).max(FLOOR_SIZE);
+            self.size = if size > BASE_SIZE { BASE_SIZE } else { FLOOR_SIZE };
             self.acknowledged = false;
             self.phase = Phase::Searching;
             self.enqueue_usual();
@@ -406,6 +406,24 @@ mod tests {
     }
 
     #[test]
+    fn a_link_below_the_base_is_served_from_the_floor_at_once() {
+        let mut mtu = PathMtu::new(Instant::ZERO, OVERHEAD);
+        mtu.refused(Instant::ZERO, BASE_SIZE);
+        assert_eq!(mtu.size(), FLOOR_SIZE);
+        run(&mut mtu, Instant::ZERO, RAISE_INTERVAL * 2, 1000, 1000, true);
+        assert!((1000 - SEARCH_STEP..=1000).contains(&mtu.packet_size()), "{mtu:?}");
+    }
+
+    #[test]
+    fn a_link_below_the_floor_changes_nothing_more() {
+        let mut mtu = PathMtu::new(Instant::ZERO, OVERHEAD);
+        for size in [1200, 528, 100, 1] {
+            mtu.refused(Instant::ZERO, size);
+            assert_eq!(mtu.size(), FLOOR_SIZE);
+        }
+    }
+
+    #[test]
     fn where_the_base_does_not_pass_the_search_starts_from_the_floor() {
         let mut mtu = PathMtu::new(Instant::ZERO, OVERHEAD);
         run(&mut mtu, Instant::ZERO, Duration::from_secs(10), 600, 10_000, true);
@@ -413,12 +431,12 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_costs_the_size_only_until_the_next_session() {
+    fn an_outage_costs_the_size_only_until_the_next_answer() {
         let mut mtu = PathMtu::new(Instant::ZERO, OVERHEAD);
         let now = run(&mut mtu, Instant::ZERO, Duration::from_secs(5), 1500, 9000, true);
         let now = run(&mut mtu, now, Duration::from_secs(10), 100, 9000, true);
         assert_eq!(mtu.size(), FLOOR_SIZE);
-        mtu.renew();
+        mtu.answered();
         run(&mut mtu, now, Duration::from_millis(300), 1500, 9000, true);
         assert_eq!(mtu.packet_size(), 1500);
     }

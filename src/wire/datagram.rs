@@ -132,7 +132,8 @@ pub struct Position {
     /// where all of them continue a record that an earlier datagram started.
     pub first_record: Option<u16>,
     /// How many counters just before this one carried no stream bytes
-    /// (signals, or datagrams that were never sent), so that nobody waits for them.
+    /// (signals, or datagrams that were never sent), so that nobody waits for
+    /// them; 255 where it is that many or more.
     pub skipped: u8,
     /// How many bytes of the continued record came in earlier datagrams; 0
     /// where a record starts right here.

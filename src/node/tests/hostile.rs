@@ -207,7 +207,7 @@ fn a_copy_that_overtakes_the_original_diverts_the_tunnel_for_a_moment_only() {
     for datagram in caught.iter().filter(|datagram| target(datagram) == 1) {
         world.inject(1, stranger(1), port(datagram), &datagram.bytes);
     }
-    world.run(SECOND);
+    world.run(2 * SECOND);
     assert_ne!(world.report(1, 0).path.unwrap().remote, stranger(1));
     assert!(time_to_cross(&mut world, 40 * MS).is_some());
 }

@@ -8,7 +8,7 @@ use crate::{node::PeerStanding, time::Instant};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 100;
 
 struct Schedule {
     world: World,
@@ -95,7 +95,16 @@ fn run(seed: u64) -> u64 {
     assert!(time_to_cross(world, 2 * SECOND).is_some(), "frames cross again");
     world.run(2 * SECOND);
     assert!(world.all_up());
-    // Every lane, in both directions.
+    // Every lane, in both directions, once a path that shrank was noticed.
+    for round in 0..30 {
+        for node in 0..2 {
+            for worker in 0..world.nodes[node].settings.workers {
+                let bytes = frame(station(node), station(1 - node), round, 9000);
+                world.send(node, worker, APP, &[bytes]);
+            }
+        }
+        world.run(100 * MS);
+    }
     for node in 0..2 {
         for worker in 0..world.nodes[node].settings.workers {
             world.nodes[1 - node].frames.clear();

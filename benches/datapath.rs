@@ -1,0 +1,244 @@
+//! What a frame costs on its way: cipher, record stream, offload, MAC table, and
+//! a whole worker. `cargo bench --bench datapath [-- FILTER]`.
+#![allow(clippy::disallowed_methods)]
+
+use std::{
+    hint::black_box,
+    time::{Duration, Instant as Stopwatch},
+};
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use landbridge::{
+    bridge::fdb::{Fdb, FdbConfig, Location, NetworkLimits},
+    offload::{Offload, checksum, salvage::Salvage, segment::segment},
+    session::CipherSuite,
+    stream::{Packer, StreamEvent, StreamSink, Unpacker},
+    time::Instant,
+    topology::{NetworkId, NetworkIndex, SiteIndex},
+    wire::{
+        datagram::{HEADER_LENGTH, POSITION_LENGTH, Position, TAG_LENGTH},
+        ethernet::MacAddr,
+        record::Prefix,
+    },
+};
+
+#[path = "support/pair.rs"]
+#[allow(dead_code)]
+mod pair;
+
+use pair::{EAST, Pair, WEST, frame, superframe};
+
+/// UDP payload on a 1500-byte path.
+const DATAGRAM_SIZE: usize = 1472;
+/// Frames in a burst of small ones.
+const BURST: usize = 64;
+
+fn cipher(c: &mut Criterion) {
+    for suite in CipherSuite::ALL {
+        let (seal, open) = pair::keys(suite, EAST);
+        for (verb, is_seal) in [("seal", true), ("open", false)] {
+            let mut group = c.benchmark_group(format!("{verb}/{suite}"));
+            for size in [64, 512, 1440, 8960] {
+                group.throughput(Throughput::Bytes(size as u64));
+                let header = [0; HEADER_LENGTH];
+                let mut sealed = vec![0x5a; size];
+                let mut tag = [0; TAG_LENGTH];
+                seal.seal(7, &header, &mut sealed, &mut tag);
+                sealed.extend(tag);
+                let mut buffer = sealed.clone();
+                group.bench_function(BenchmarkId::from_parameter(size), |b| {
+                    b.iter(|| match is_seal {
+                        true => seal.seal(7, &header, &mut buffer[..size], &mut tag),
+                        false => {
+                            buffer.copy_from_slice(&sealed);
+                            open.open(7, &header, &mut buffer).expect("authentic");
+                        }
+                    });
+                });
+            }
+        }
+    }
+}
+
+struct Sink;
+
+impl StreamSink for Sink {
+    fn record(&mut self, record: &[u8]) {
+        black_box(record);
+    }
+
+    fn damaged(&mut self, _: &mut [u8], _: &[std::ops::Range<usize>]) {}
+
+    fn event(&mut self, _: StreamEvent, _: u64) {}
+}
+
+/// Packs `frames` and gives each batch to `take`.
+fn pack(packer: &mut Packer, frames: &[Vec<u8>], mut take: impl FnMut(usize, &mut [u8])) {
+    for frame in frames {
+        let prefix = Prefix::new(NetworkId(100), Offload::NONE, frame.len());
+        if packer.is_full() {
+            let (size, batch) = packer.take();
+            take(size, batch);
+        }
+        packer.begin_record();
+        for part in [prefix.as_bytes(), frame] {
+            let mut rest = &part[packer.write(part)..];
+            while !rest.is_empty() {
+                let (size, batch) = packer.take();
+                take(size, batch);
+                rest = &rest[packer.write(rest)..];
+            }
+        }
+    }
+    let (size, batch) = packer.take();
+    take(size, batch);
+}
+
+fn stream(c: &mut Criterion) {
+    let mut group = c.benchmark_group("stream");
+    for (name, frames) in
+        [("64-small", vec![frame(EAST, 1, 60); BURST]), ("superframe", vec![superframe(EAST).1])]
+    {
+        group.throughput(Throughput::Elements(frames.len() as u64));
+        let mut packer = Packer::new(DATAGRAM_SIZE);
+        group.bench_function(BenchmarkId::new("pack", name), |b| {
+            b.iter(|| {
+                pack(&mut packer, &frames, |_, batch| {
+                    black_box(batch);
+                })
+            });
+        });
+        let mut datagrams = Vec::new();
+        pack(&mut packer, &frames, |size, batch| {
+            datagrams.extend(batch.chunks(size).map(<[u8]>::to_vec));
+        });
+        group.bench_function(BenchmarkId::new("unpack", name), |b| {
+            let (mut unpacker, mut counter) = (Unpacker::default(), 0);
+            b.iter(|| {
+                for datagram in &datagrams {
+                    let plaintext = &datagram[HEADER_LENGTH..datagram.len() - TAG_LENGTH];
+                    let (position, bytes) =
+                        plaintext.split_first_chunk::<POSITION_LENGTH>().expect("packed");
+                    let position = Position::parse(position);
+                    unpacker.receive(Instant::ZERO, counter, position, bytes, &mut Sink);
+                    counter += 1;
+                }
+            });
+        });
+    }
+}
+
+fn offload(c: &mut Criterion) {
+    let mut group = c.benchmark_group("offload");
+    let (offload, superframe) = superframe(EAST);
+    group.throughput(Throughput::Bytes(superframe.len() as u64));
+    let mut scratch = vec![0; superframe.len()];
+    group.bench_function("segment", |b| {
+        b.iter(|| {
+            segment(&superframe, &offload, &mut scratch, &mut |s| {
+                black_box(s);
+            })
+            .expect("fits")
+        });
+    });
+    group.bench_function("salvage-one-hole", |b| {
+        b.iter_batched_ref(
+            || superframe.clone(),
+            |frame| {
+                let salvage = Salvage::new(frame, frame.len(), &offload).expect("a superframe");
+                black_box(salvage.part(frame, 0..30_000));
+                let end = frame.len();
+                black_box(salvage.part(frame, 31_440..end));
+            },
+            BatchSize::LargeInput,
+        );
+    });
+    group.bench_function("checksum", |b| b.iter(|| checksum::sum(black_box(&superframe))));
+}
+
+fn mac(number: u32) -> MacAddr {
+    // Spread as real ones are: neighbours in a table are not neighbours in use.
+    let [a, b, c, d] = number.wrapping_mul(0x9e37_79b1).to_be_bytes();
+    MacAddr([2, 0, a, b, c, d])
+}
+
+fn fdb(c: &mut Criterion) {
+    let mut group = c.benchmark_group("fdb");
+    for stations in [1_000u32, 64_000, 1_000_000] {
+        let limits = NetworkLimits { max_macs: stations, ageing: Duration::from_secs(300) };
+        let config = FdbConfig { networks: &[limits], capacity: stations as usize };
+        let fdb = Fdb::new(&config, [1, 2]);
+        let (now, network) = (Instant::from_nanos(1), NetworkIndex(0));
+        let place = Location::Site(SiteIndex(1));
+        for number in 0..stations {
+            let _ = fdb.learn(now, network, mac(number), place);
+        }
+        let mut at = 0;
+        let mut next = move || {
+            at = (at + 1) % stations;
+            mac(at)
+        };
+        group.bench_function(BenchmarkId::new("lookup", stations), |b| {
+            b.iter(|| fdb.lookup(now, network, next()));
+        });
+        group.bench_function(BenchmarkId::new("learn-known", stations), |b| {
+            b.iter(|| fdb.learn(now, network, next(), place));
+        });
+    }
+}
+
+/// LAN to tunnel: judged, packed, sealed, handed over. Tunnel to LAN: opened,
+/// unpacked, learned, handed over. Neither end's system calls are in it.
+fn worker(c: &mut Criterion) {
+    for suite in CipherSuite::ALL {
+        let small: Vec<_> = (0..BURST).map(|station| frame(EAST, station as u8, 60)).collect();
+        let large = vec![frame(EAST, 1, 1514); BURST];
+        let (offload, big) = superframe(EAST);
+        for (name, offload, frames) in [
+            ("60-bytes", Offload::NONE, small),
+            ("1514-bytes", Offload::NONE, large),
+            ("64-KiB", offload, vec![big; 8]),
+        ] {
+            let mut group = c.benchmark_group(format!("worker/{suite}/{name}"));
+            group.throughput(Throughput::Elements(frames.len() as u64));
+            let mut pair = Pair::new(suite);
+            for site in [EAST, WEST] {
+                let known: Vec<_> = (0..BURST).map(|s| frame(site, s as u8, 60)).collect();
+                pair.burst(site, Offload::NONE, &known);
+            }
+            group.bench_function("lan-to-tunnel", |b| {
+                b.iter(|| {
+                    pair.load(EAST, offload, &frames);
+                    pair.from_east.forget();
+                });
+            });
+            // What was forgotten is a hole to the other side: let it be given up.
+            pair.burst(EAST, Offload::NONE, &frames[..1]);
+            pair.pass(Duration::from_millis(10));
+            group.bench_function("tunnel-to-lan", |b| {
+                b.iter_custom(|iterations| {
+                    let mut spent = Duration::ZERO;
+                    for _ in 0..iterations {
+                        pair.load(EAST, offload, &frames);
+                        let start = Stopwatch::now();
+                        let (wire, answers) = (&mut pair.from_east, &mut pair.from_west);
+                        wire.carry(pair.now, &mut pair.west, WEST, answers);
+                        spent += start.elapsed();
+                        pair.from_west.forget();
+                    }
+                    spent
+                });
+            });
+            assert!(pair.from_west.frames > 0, "frames arrive");
+        }
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
+    targets = cipher, stream, offload, fdb, worker
+}
+criterion_main!(benches);
