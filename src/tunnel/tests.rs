@@ -1,6 +1,11 @@
 //! Two ends of one lane, face to face.
 
-use std::{net::SocketAddr, ops::Range, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::Range,
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{lane_session::LaneSession, *};
 use crate::{
@@ -40,8 +45,14 @@ impl StreamSink for Ends {
 impl LaneSink for Ends {
     fn signal(&mut self, _: Item) {}
 
-    fn transmit(&mut self, _: &Path, size: usize, datagrams: &[u8]) -> Result<(), TransmitError> {
+    fn transmit(
+        &mut self,
+        path: &Path,
+        size: usize,
+        datagrams: &[u8],
+    ) -> Result<(), TransmitError> {
         match self.refusal {
+            _ if path.local == Some(GONE) => Err(TransmitError::NoSource),
             Some(error) => Err(error),
             None => {
                 self.sent.extend(datagrams.chunks(size).map(<[u8]>::to_vec));
@@ -57,6 +68,8 @@ impl LaneSink for Ends {
 
 const LOCAL: u32 = 1;
 const REMOTE: u32 = 2;
+/// A source address that this host had once.
+const GONE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 77));
 
 fn at(millis: u64) -> Instant {
     Instant::ZERO + Duration::from_millis(millis)
@@ -140,6 +153,20 @@ fn counters_of_a_failed_send_are_not_waited_for() {
     pass(at(1), &mut out, &mut far, path(SocketRole::Listener, 4000), &mut found);
     assert_eq!(found.records, [record(100)], "at once, without waiting");
     assert_eq!(found.missing, 0);
+}
+
+#[test]
+fn nothing_is_lost_with_a_source_address() {
+    let (mut near, mut far) = (lane(), lane());
+    let old = Path { local: Some(GONE), ..path(SocketRole::Listener, 51840) };
+    near.install(at(0), parameters(1, true, Some(old)));
+    far.install(at(0), parameters(1, false, None));
+    let (mut sent, mut received) = (Ends::default(), Ends::default());
+    near.push(at(1), &[&record(100)], &mut sent).unwrap();
+    near.flush(at(1), &mut sent).unwrap();
+    pass(at(2), &mut sent, &mut far, path(SocketRole::Listener, 40_000), &mut received);
+    assert_eq!((received.records, sent.unsent), (vec![record(100)], 0));
+    assert_eq!(near.path(), Some(Path { local: None, ..old }));
 }
 
 #[test]
