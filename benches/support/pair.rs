@@ -1,11 +1,15 @@
 //! Two workers of two sites with a session between them, all in memory: for the
 //! benches, the allocation test and the fuzz targets.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use landbridge::{
     bridge::{
         fdb::{Fdb, FdbConfig, NetworkLimits},
+        reflection::ReflectionDetector,
         underlay_guard::UnderlayGuard,
     },
     config,
@@ -113,7 +117,7 @@ pub(crate) fn worker(site: SiteIndex, suite: CipherSuite) -> Worker {
         workers: 1,
         lanes_max: 2,
         guard: UnderlayGuard::new(&[path_from(EAST).remote, path_from(WEST).remote]),
-        seed: [3, 4],
+        reflections: Arc::new(Mutex::new(ReflectionDetector::new([3, 4]))),
     });
     let other = if site == EAST { WEST } else { EAST };
     let parameters = SessionParameters {
