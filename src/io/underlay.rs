@@ -25,7 +25,7 @@ use crate::{
 /// Socket buffer asked for, bytes: about 2 ms at 16 Gbit/s.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// GRO runs taken with one `recvmmsg`, at most.
-const RECEIVE_BUFFERS: usize = 8;
+const RECEIVE_BUFFERS: usize = quinn_udp::BATCH_SIZE;
 /// Longest GRO run: a UDP payload of 64 KiB.
 const RECEIVE_BUFFER_LENGTH: usize = 65_535;
 /// How long a full socket buffer is waited for before datagrams are dropped, ms.
