@@ -1,7 +1,10 @@
 //! Two workers of two sites with a session between them, all in memory: for the
 //! benches, the allocation test and the fuzz targets.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use landbridge::{
     bridge::{
@@ -94,10 +97,14 @@ pub(crate) fn path_from(site: SiteIndex) -> Path {
     Path { socket, local: None, remote: remote.parse().expect("an address") }
 }
 
-/// The group as `site` sees it.
-pub(crate) fn topology(site: SiteIndex) -> Arc<Topology> {
-    let group = config::parse(GROUP, "group.toml").expect("a valid group file");
-    Arc::new(Topology::new(&group, site, 0))
+/// The group as `site` sees it; parsed once, for a fuzzer asks often.
+pub fn topology(site: SiteIndex) -> Arc<Topology> {
+    static VIEWS: [OnceLock<Arc<Topology>>; 2] = [const { OnceLock::new() }; 2];
+    let view = || {
+        let group = config::parse(GROUP, "group.toml").expect("a valid group file");
+        Arc::new(Topology::new(&group, site, 0))
+    };
+    VIEWS[usize::from(site.0)].get_or_init(view).clone()
 }
 
 /// The one worker of `site`, its end of the session installed.
