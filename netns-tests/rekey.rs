@@ -15,7 +15,8 @@ use landbridge::lab::{AttachmentKind, Pair, PairOptions, Side};
 use std::{thread, time::Duration};
 
 const FLOWS: usize = 8;
-const INTERVAL: Duration = Duration::from_millis(2);
+/// So slow that a TAP's queue outlasts a busy machine's pauses.
+const INTERVAL: Duration = Duration::from_millis(10);
 
 fn both_ways(pair: &Pair, duration: Duration) -> [Delivery; 2] {
     let flows = Side::BOTH
@@ -37,7 +38,7 @@ fn new_keys_lose_no_datagram() {
         });
         let before = counter(&pair, Side::East, "handshake_completed").unwrap();
         for delivery in both_ways(&pair, Duration::from_secs(7)) {
-            assert!(delivery.is_whole() && delivery.sent > 1000, "{lanes} lanes: {delivery:?}");
+            assert!(delivery.is_whole() && delivery.sent > 500, "{lanes} lanes: {delivery:?}");
         }
         let after = counter(&pair, Side::East, "handshake_completed").unwrap();
         assert!(after >= before + 3, "{before} handshakes, then {after}");

@@ -9,7 +9,7 @@ use crate::harness::{can_run, landbridge_pair_alone};
 use landbridge::lab::{Appliance, PairOptions, Side};
 use std::time::{Duration, Instant};
 
-/// From the start of the process on. The issue asks for one second from the
+/// From the start of the process on. One second is promised from the
 /// peer's point of view; the process's own start and the TAP's are in it too.
 const LIMIT: Duration = Duration::from_secs(1);
 

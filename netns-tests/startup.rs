@@ -115,7 +115,10 @@ fn clocks_may_differ_by_years() {
 fn belongings_of_nobody(pair: &TestPair) -> tempfile::TempDir {
     let directory = tempfile::Builder::new().prefix("landbridge-").tempdir().unwrap();
     let path = directory.path();
-    fs::copy(pair.binary(Side::East), path.join("landbridge")).unwrap();
+    // By a process of its own: what another test's thread forks meanwhile would
+    // hold the file open for writing, and nobody could run it (ETXTBSY).
+    let binary = path.join("landbridge").to_string_lossy().into_owned();
+    pair.run.command(&["cp", &pair.binary(Side::East), &binary]).unwrap().success().unwrap();
     fs::copy(pair.group_file(), path.join("group.toml")).unwrap();
     fs::copy(pair.appliance(Side::East).key_file(), path.join("key")).unwrap();
     for name in ["", "group.toml", "key"] {

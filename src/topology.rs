@@ -102,7 +102,10 @@ impl Port {
     pub fn classify(&self, vlan: Option<VlanTag>) -> Option<NetworkIndex> {
         match self.whole {
             Some(network) => Some(network),
-            None => self.vlans.get(&vlan?.id()).copied(),
+            None => {
+                let tag = vlan.filter(|tag| tag.tpid == VlanTag::CUSTOMER)?;
+                self.vlans.get(&tag.id()).copied()
+            }
         }
     }
 
@@ -277,6 +280,8 @@ mod tests {
         assert_eq!(port.classify(tag(200)), Some(NetworkIndex(1)));
         assert_eq!(port.classify(tag(300)), None);
         assert_eq!(port.classify(None), None);
+        let service = VlanTag { tpid: VlanTag::SERVICE, tci: 100 };
+        assert_eq!(port.classify(Some(service)), None, "an S-tag is another thing");
         assert!(!port.keeps_tags());
     }
 

@@ -2,13 +2,14 @@
 //! benches, the allocation test and the fuzz targets.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
 use landbridge::{
     bridge::{
         fdb::{Fdb, FdbConfig, NetworkLimits},
+        reflection::ReflectionDetector,
         underlay_guard::UnderlayGuard,
     },
     config,
@@ -120,7 +121,7 @@ pub(crate) fn worker(site: SiteIndex, suite: CipherSuite) -> Worker {
         workers: 1,
         lanes_max: 2,
         guard: UnderlayGuard::new(&[path_from(EAST).remote, path_from(WEST).remote]),
-        seed: [3, 4],
+        reflections: Arc::new(Mutex::new(ReflectionDetector::new([3, 4]))),
     });
     let other = if site == EAST { WEST } else { EAST };
     let parameters = SessionParameters {

@@ -5,6 +5,7 @@ use landbridge::lab::Host;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use std::{
     collections::BTreeMap,
+    io::ErrorKind,
     net::{SocketAddr, UdpSocket},
     sync::{
         Arc,
@@ -107,7 +108,11 @@ fn receive_all(socket: &UdpSocket, flows: usize) -> BTreeMap<u16, Vec<u64>> {
     let mut numbers = BTreeMap::<u16, Vec<u64>>::new();
     let (mut ended, mut buffer) = (0, [0; LENGTH]);
     while ended < flows {
-        let Ok((LENGTH, from)) = socket.recv_from(&mut buffer) else { break };
+        let from = match socket.recv_from(&mut buffer) {
+            Ok((_, from)) => from,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
         match u64::from_be_bytes(buffer[..8].try_into().expect("eight bytes")) {
             LAST => ended += 1,
             number => numbers.entry(from.port()).or_default().push(number),

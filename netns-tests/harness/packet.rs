@@ -53,16 +53,21 @@ impl PacketSocket {
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
         message.msg_controllen = mem::size_of_val(&control);
-        // SAFETY: the message points at live buffers of the lengths it says.
-        let length = unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut message, 0) };
-        if length < 0 {
+        let length = loop {
+            // SAFETY: the message points at live buffers of the lengths it says.
+            let length = unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut message, 0) };
+            if let Ok(length) = usize::try_from(length) {
+                break length;
+            }
             let error = io::Error::last_os_error();
-            return match error.kind() {
-                io::ErrorKind::WouldBlock => Ok(None),
-                _ => Err(error),
-            };
-        }
-        buffer.truncate(length as usize);
+            match error.kind() {
+                io::ErrorKind::WouldBlock => return Ok(None),
+                // A socket with a time limit is not gone on with after a signal (signal(7)).
+                io::ErrorKind::Interrupted => {}
+                _ => return Err(error),
+            }
+        };
+        buffer.truncate(length);
         if let Some([tpid, tci]) = outer_tag(&message) {
             let tag = [tpid.to_be_bytes(), tci.to_be_bytes()].concat();
             buffer.splice(12..12, tag);

@@ -26,7 +26,10 @@ pub const COPIES_MAX: u8 = 4;
 /// Longest frame that a link may have padded: 64 bytes without FCS, and a tag.
 const PADDED_LENGTH_MAX: usize = 68;
 
-/// Remembers the group-addressed frames emitted to the LAN. One per data thread.
+/// Remembers the group-addressed frames emitted to the LAN. One for all data
+/// threads, behind a lock: the thread that reads a reflection is seldom the one
+/// that emitted it. Only broadcast and multicast from a tunnel, and frames from
+/// the LAN that could be reflections, ever take it.
 ///
 /// A frame read from the LAN is a reflection where all of this holds: it is
 /// group-addressed; the same bytes were emitted to the same network within
@@ -45,9 +48,8 @@ const PADDED_LENGTH_MAX: usize = 68;
 /// * Frames that one source repeats at a remote site are remembered one by
 ///   one, so each may be reflected.
 /// * A unicast frame, one that the switch changed (a tag, a priority), one that
-///   was emitted as a superframe and comes back in segments, one that comes back
-///   to another thread, and one that comes back after [`EMISSIONS_MAX`] more
-///   emissions are not recognised.
+///   was emitted as a superframe and comes back in segments, and one that comes
+///   back after [`EMISSIONS_MAX`] more emissions are not recognised.
 /// * A loop that returns more than [`COPIES_MAX`] copies gets the rest through.
 pub struct ReflectionDetector {
     /// Apart from `emissions`, so that a search reads little.

@@ -2,7 +2,12 @@
 //! plane, the attachments and the management socket, and starts the data threads.
 #![allow(clippy::disallowed_methods)]
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{
     io::Interest,
@@ -23,10 +28,12 @@ use super::{
 use crate::{
     bridge::{
         fdb::{Fdb, FdbConfig, NetworkLimits},
+        reflection::ReflectionDetector,
         underlay_guard::UnderlayGuard,
     },
     config::{self, Group},
     manage::{
+        model::Request,
         notify::ServiceManager,
         rate_limit::RateLimit,
         socket::{BindError, QUERY_QUEUE, Query, Server},
@@ -53,6 +60,8 @@ const TICK: Duration = Duration::from_secs(1);
 const SWEEP_TICKS: usize = 10;
 /// What is logged about one peer, at most: a member can make it flap.
 const PEER_EVENTS_PER_MINUTE: u32 = 30;
+/// How long the kernel may take to tell its drop counters.
+const KERNEL_PATIENCE: Duration = Duration::from_millis(200);
 /// A data thread that did not turn for this long is reported, ns.
 const STUCK_NS: u64 = 5_000_000_000;
 
@@ -117,12 +126,12 @@ struct Daemon {
     buffers: ReceiveBuffers,
     attachments: AttachmentManager,
     fdb: Arc<Fdb>,
-    sweep_buckets: usize,
     events: mpsc::Receiver<WorkerEvent>,
     queries: mpsc::Receiver<Query>,
     reporter: Reporter,
     rates: Rates,
     service: ServiceManager,
+    stuck: RateLimit,
     terminate: Signal,
     interrupt: Signal,
 }
@@ -150,6 +159,7 @@ impl Daemon {
         let fdb = Arc::new(mac_table(&group));
         let guard = UnderlayGuard::new(&endpoints(&group));
 
+        let reflections = Arc::new(Mutex::new(ReflectionDetector::new(seed())));
         let (event_sender, events) = mpsc::channel(EVENTS_MAX);
         let mut threads = Vec::new();
         let mut statistics = Vec::new();
@@ -162,7 +172,7 @@ impl Daemon {
                 workers: lanes,
                 lanes_max: DATA_LANES_MAX,
                 guard: guard.clone(),
-                seed: seed(),
+                reflections: reflections.clone(),
             });
             statistics.push(worker.statistics());
             let name = format!("data-{index}");
@@ -210,7 +220,6 @@ impl Daemon {
             },
             buffers: ReceiveBuffers::default(),
             attachments,
-            sweep_buckets: fdb.bucket_count() / SWEEP_TICKS + 1,
             fdb: fdb.clone(),
             events,
             queries,
@@ -225,6 +234,7 @@ impl Daemon {
             ),
             rates: Rates::default(),
             service: ServiceManager::from_environment(),
+            stuck: RateLimit::new(Duration::from_secs(60), 1),
             terminate: unix_signal(SignalKind::terminate())?,
             interrupt: unix_signal(SignalKind::interrupt())?,
         })
@@ -256,7 +266,11 @@ impl Daemon {
                 }
                 Some(query) = self.queries.recv() => self.answer(query).await,
                 _ = tick.tick() => self.tick(),
-                _ = watchdog.tick() => self.service.alive(),
+                _ = watchdog.tick() => {
+                    if self.stuck_thread(clock::now()).is_none() {
+                        self.service.alive();
+                    }
+                }
                 _ = self.terminate.recv() => break,
                 _ = self.interrupt.recv() => break,
             }
@@ -314,8 +328,15 @@ impl Daemon {
     }
 
     async fn answer(&mut self, query: Query) {
-        let kernel = self.attachments.kernel_drops().await;
-        let sockets = self.outlet.threads.iter().map(DataThread::kernel_drops).collect();
+        let (mut kernel, mut sockets) = (Vec::new(), Vec::new());
+        if query.request == Request::Counters {
+            // The kernel is asked for them over netlink; the tunnels must not wait for long.
+            let asked = tokio::time::timeout(KERNEL_PATIENCE, self.attachments.kernel_drops());
+            kernel = asked.await.unwrap_or_default();
+            sockets.push(("control".to_owned(), self.outlet.sockets.kernel_drops()));
+            let workers = self.outlet.threads.iter().map(DataThread::kernel_drops).enumerate();
+            sockets.extend(workers.map(|(index, drops)| (format!("worker {index}"), drops)));
+        }
         let response = self.reporter.answer(
             clock::now(),
             &query.request,
@@ -323,7 +344,7 @@ impl Daemon {
             &self.attachments.status(),
             &self.rates,
             &kernel,
-            sockets,
+            &sockets,
         );
         // Whoever asked may have gone.
         let _ = query.reply.send(response);
@@ -331,19 +352,22 @@ impl Daemon {
 
     fn tick(&mut self) {
         let now = clock::now();
-        let _ = self.fdb.sweep(now, self.sweep_buckets);
+        // The table grows: what a tenth of it is changes.
+        let _ = self.fdb.sweep(now, self.fdb.bucket_count() / SWEEP_TICKS + 1);
         self.rates.sample(now, &self.reporter.totals(&self.control));
-        for (index, thread) in self.outlet.threads.iter().enumerate() {
-            let silent = now.as_nanos().saturating_sub(thread.alive_at());
-            if silent > STUCK_NS {
-                tracing::error!(
-                    thread = index,
-                    seconds = silent / 1_000_000_000,
-                    "data thread stuck"
-                );
-            }
+        if let Some(index) = self.stuck_thread(now)
+            && self.stuck.allow(now).is_some()
+        {
+            tracing::error!(thread = index, "a data thread has not turned for 5 s");
         }
         self.service.status(&self.reporter.summary(&self.control));
+    }
+
+    /// A data thread that did not turn for too long. The service manager's
+    /// watchdog is not fed while there is one.
+    fn stuck_thread(&self, now: Instant) -> Option<usize> {
+        let silent = |thread: &DataThread| now.as_nanos().saturating_sub(thread.alive_at());
+        self.outlet.threads.iter().position(|thread| silent(thread) > STUCK_NS)
     }
 
     async fn stop(mut self) {

@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
 };
@@ -58,8 +58,6 @@ pub enum ThreadCommand {
         /// The port.
         port: PortIndex,
     },
-    /// End.
-    Stop,
 }
 
 /// The control thread's end of a data thread.
@@ -67,6 +65,7 @@ pub struct DataThread {
     commands: Sender<ThreadCommand>,
     wake: Arc<OwnedFd>,
     alive_at: Arc<AtomicU64>,
+    stopping: Arc<AtomicBool>,
     sockets: Arc<SharedSockets>,
     handle: Option<JoinHandle<()>>,
 }
@@ -116,6 +115,7 @@ impl DataThread {
         };
         let shared = SharedSockets(duplicate(&sockets.listener)?, duplicate(&sockets.dialer)?);
         let wake = Arc::new(wake);
+        let stopping = Arc::new(AtomicBool::new(false));
         let alive_at = Arc::new(AtomicU64::new(clock::now().as_nanos()));
         let thread = Thread {
             worker,
@@ -124,6 +124,7 @@ impl DataThread {
             events,
             wake: wake.clone(),
             alive_at: alive_at.clone(),
+            stopping: stopping.clone(),
             epoll,
             frame: vec![0; FRAME_BUFFER_LENGTH].into_boxed_slice(),
             datagrams: ReceiveBuffers::default(),
@@ -136,6 +137,7 @@ impl DataThread {
             commands: sender,
             wake,
             alive_at,
+            stopping,
             sockets: Arc::new(shared),
             handle: Some(handle),
         })
@@ -166,7 +168,8 @@ impl DataThread {
 
     /// Ends the thread and waits for it.
     pub fn stop(mut self) {
-        self.send(ThreadCommand::Stop);
+        self.stopping.store(true, Relaxed);
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
         if let Some(handle) = self.handle.take() {
             let _ = handle.join();
         }
@@ -184,6 +187,7 @@ struct Thread {
     events: mpsc::Sender<WorkerEvent>,
     wake: Arc<OwnedFd>,
     alive_at: Arc<AtomicU64>,
+    stopping: Arc<AtomicBool>,
     epoll: OwnedFd,
     frame: Box<[u8]>,
     datagrams: ReceiveBuffers,
@@ -209,24 +213,17 @@ impl Thread {
             );
             let now = clock::now();
             self.alive_at.store(now.as_nanos(), Relaxed);
-            if !self.take_commands() {
+            if self.stopping.load(Relaxed) {
                 return;
             }
+            self.take_commands();
             for event in &ready {
                 match event.data.u64() {
                     TOKEN_WAKE => {
                         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
                     }
-                    TOKEN_LISTENER => {
-                        if !self.receive_datagrams(SocketRole::Listener) {
-                            return;
-                        }
-                    }
-                    TOKEN_DIALER => {
-                        if !self.receive_datagrams(SocketRole::Dialer) {
-                            return;
-                        }
-                    }
+                    TOKEN_LISTENER => self.receive_datagrams(SocketRole::Listener),
+                    TOKEN_DIALER => self.receive_datagrams(SocketRole::Dialer),
                     port => self.receive_frames(PortIndex(port as u16)),
                 }
             }
@@ -250,8 +247,8 @@ impl Thread {
         Timespec { tv_sec: (wait / 1_000_000_000) as i64, tv_nsec: (wait % 1_000_000_000) as i64 }
     }
 
-    /// Carries out what the control thread wants; `false` ends the thread.
-    fn take_commands(&mut self) -> bool {
+    /// Carries out what the control thread wants.
+    fn take_commands(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 ThreadCommand::Worker(command) => {
@@ -259,10 +256,8 @@ impl Thread {
                 }
                 ThreadCommand::Attach { port, queue } => self.attach(port, queue),
                 ThreadCommand::Detach { port } => self.detach(port),
-                ThreadCommand::Stop => return false,
             }
         }
-        true
     }
 
     fn attach(&mut self, port: PortIndex, queue: LanQueue) {
@@ -333,20 +328,16 @@ impl Thread {
         }
     }
 
-    /// Returns `false` where the thread is to end.
-    fn receive_datagrams(&mut self, role: SocketRole) -> bool {
+    fn receive_datagrams(&mut self, role: SocketRole) {
         if !self.outlet.sockets.get(role).receive(&mut self.datagrams) {
-            return true;
+            return;
         }
         // A session's keys are sent here before the peer can use them: having
         // the datagram, the command is there, too.
-        if !self.take_commands() {
-            return false;
-        }
+        self.take_commands();
         let now = clock::now();
         let Self { worker, outlet, datagrams, .. } = self;
         datagrams.drain(|path, datagram| worker.handle_datagram(now, path, datagram, outlet));
-        true
     }
 }
 

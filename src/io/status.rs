@@ -115,14 +115,14 @@ impl Reporter {
         attachments: &[lan::AttachmentStatus],
         rates: &Rates,
         kernel: &[KernelDrops],
-        sockets: Vec<u64>,
+        sockets: &[(String, u64)],
     ) -> Response {
         match request {
             Request::Status => {
                 Response::Status(Box::new(self.status(now, control, attachments, rates)))
             }
             Request::Macs { network } => self.macs(now, network.as_deref()),
-            Request::Counters => Response::Counters(self.counters(control, kernel, &sockets)),
+            Request::Counters => Response::Counters(self.counters(control, kernel, sockets)),
         }
     }
 
@@ -383,7 +383,7 @@ impl Reporter {
         &self,
         control: &ControlPlane,
         kernel: &[KernelDrops],
-        sockets: &[u64],
+        sockets: &[(String, u64)],
     ) -> Vec<model::Counter> {
         let mut all = listed("control", &control.counters());
         for (index, worker) in self.workers.iter().enumerate() {
@@ -395,9 +395,9 @@ impl Reporter {
             value,
             help: help.to_owned(),
         };
-        for (index, dropped) in sockets.iter().enumerate() {
+        for (socket, dropped) in sockets {
             all.push(kernel_counter(
-                format!("kernel worker {index}"),
+                format!("kernel {socket}"),
                 "udp_receive_dropped",
                 *dropped,
                 "datagrams that the kernel dropped because the socket's buffer was full \

@@ -78,6 +78,11 @@ pub struct SocketPair {
 }
 
 impl SocketPair {
+    /// Datagrams that the kernel dropped because a buffer was full.
+    pub fn kernel_drops(&self) -> u64 {
+        dropped(self.listener.as_fd()) + dropped(self.dialer.as_fd())
+    }
+
     /// The socket of this role.
     #[inline]
     pub fn get(&self, role: SocketRole) -> &UnderlaySocket {
@@ -347,6 +352,10 @@ impl ReceiveBuffers {
     #[inline]
     pub fn drain(&mut self, mut datagram: impl FnMut(Path, &mut [u8])) {
         for (buffer, meta) in self.bytes.iter_mut().zip(&self.meta).take(self.filled) {
+            // Nobody can be answered there (RFC 768); the kernel refuses it as it refuses GSO.
+            if meta.addr.port() == 0 {
+                continue;
+            }
             let remote = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
             let local = match self.role {
                 SocketRole::Listener => meta.dst_ip.map(|ip| ip.to_canonical()),

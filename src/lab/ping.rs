@@ -25,7 +25,7 @@ pub struct PingReport {
 pub fn ping(namespace: &Namespace, target: IpAddr, count: u32) -> Result<PingReport> {
     require_tool("ping", "iputils-ping")?;
     let (count, target) = (count.to_string(), target.to_string());
-    let argv = ["ping", "-n", "-q", "-i", "0.01", "-W", "1", "-c", &count, &target];
+    let argv = ["ping", "-n", "-q", "-i", "0.01", "-W", "3", "-c", &count, &target];
     let output = namespace.exec(&argv)?.success()?;
     parse(&output.stdout).ok_or(LabError::Answer { command: output.command, answer: output.stdout })
 }

@@ -2,7 +2,7 @@
 
 use super::{LabError, Namespace, Result};
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
@@ -109,7 +109,11 @@ fn receive(mut stream: impl Read) -> std::io::Result<(u64, Option<u64>)> {
     let mut buffer = vec![0; CHUNK];
     let (mut received, mut wrong_at) = (0_u64, None);
     loop {
-        let length = stream.read(&mut buffer)?;
+        let length = match stream.read(&mut buffer) {
+            // A socket with a time limit is not gone on with after a signal (signal(7)).
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            result => result?,
+        };
         if length == 0 {
             return Ok((received, wrong_at));
         }

@@ -1,6 +1,7 @@
 use std::{
+    collections::VecDeque,
     ops::Range,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -48,8 +49,8 @@ pub struct WorkerSettings {
     pub lanes_max: u8,
     /// Refuses the underlay's own packets.
     pub guard: UnderlayGuard,
-    /// Secret seed of the reflection detector.
-    pub seed: [u64; 2],
+    /// Notices own frames that come back, shared by all workers.
+    pub reflections: Arc<Mutex<ReflectionDetector>>,
 }
 
 /// Frames and bytes of one network at one worker.
@@ -104,16 +105,17 @@ struct Forwarding {
     topology: Arc<Topology>,
     fdb: Arc<Fdb>,
     guard: UnderlayGuard,
-    reflections: ReflectionDetector,
+    reflections: Arc<Mutex<ReflectionDetector>>,
     statistics: Arc<WorkerStatistics>,
-    events: Vec<WorkerEvent>,
+    events: VecDeque<WorkerEvent>,
     suspicion_at: Instant,
 }
 
 impl Worker {
     /// A worker without sessions.
     pub fn new(settings: WorkerSettings) -> Self {
-        let WorkerSettings { topology, fdb, index, workers, lanes_max, guard, seed } = settings;
+        let WorkerSettings { topology, fdb, index, workers, lanes_max, guard, reflections } =
+            settings;
         let numbers: Vec<u8> = (index + 1..=lanes_max).step_by(usize::from(workers)).collect();
         let mut lane_statistics = Vec::new();
         let tunnels = topology
@@ -144,9 +146,9 @@ impl Worker {
                 topology,
                 fdb,
                 guard,
-                reflections: ReflectionDetector::new(seed),
+                reflections,
                 statistics,
-                events: Vec::with_capacity(EVENTS_MAX),
+                events: VecDeque::with_capacity(EVENTS_MAX),
                 suspicion_at: Instant::ZERO,
             },
             tunnels,
@@ -303,7 +305,7 @@ impl Worker {
 
     /// What the control plane should know.
     pub fn poll_event(&mut self) -> Option<WorkerEvent> {
-        self.forwarding.events.pop()
+        self.forwarding.events.pop_front()
     }
 
     /// Makes the keys in use as good as worn.
@@ -377,7 +379,9 @@ impl Forwarding {
         let (destination, source) = (frame.destination(), frame.source());
         if destination.is_group() {
             let known = self.fdb.lookup(now, network, source);
-            if self.reflections.is_reflection(now, network, bytes, known) {
+            if matches!(known, Some(Location::Site(_)))
+                && lock(&self.reflections).is_reflection(now, network, bytes, known)
+            {
                 self.suspect(now, Counter::LanReflected, port);
                 return None;
             }
@@ -417,7 +421,7 @@ impl Forwarding {
 
     fn tell(&mut self, event: WorkerEvent) {
         if self.events.len() < EVENTS_MAX {
-            self.events.push(event);
+            self.events.push_back(event);
         }
     }
 
@@ -459,7 +463,7 @@ impl Forwarding {
         };
         self.learn(now, index, view.source(), Location::Site(site));
         if view.destination().is_group() {
-            self.reflections.emitted(now, index, frame);
+            lock(&self.reflections).emitted(now, index, frame);
         }
         match outlet.deliver(attachment.port, attachment.vlan, &offload, frame) {
             Ok(()) => {
@@ -578,6 +582,11 @@ impl<O: Outlet> LaneSink for Sink<'_, O> {
     fn unsent(&mut self, error: TransmitError, datagrams: u64) {
         self.forwarding.statistics.counters.add(send_counter(error), datagrams);
     }
+}
+
+/// A thread that panicked while it held the detector left nothing half done.
+fn lock(detector: &Mutex<ReflectionDetector>) -> MutexGuard<'_, ReflectionDetector> {
+    detector.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The counter for datagrams that could not be sent.

@@ -6,7 +6,7 @@ use std::{
 use super::{
     LaneStatistics, Path, PathMtu, SessionParameters, TransmitError,
     lane_session::{LaneSession, OpenFailure},
-    path_mtu::BASE_SIZE,
+    path_mtu::{BASE_SIZE, PACKET_SIZE_MAX},
     statistics::add,
 };
 use crate::{
@@ -296,6 +296,10 @@ impl Lane {
         sink: &mut impl LaneSink,
     ) -> Result<(), ReceiveError> {
         let index = self.position(header.receiver).ok_or(ReceiveError::UnknownSession)?;
+        if datagram.len() > PACKET_SIZE_MAX {
+            // Nobody sends such; held behind a hole they would take up much memory.
+            return Err(ReceiveError::Malformed);
+        }
         let session = &mut self.sessions[index];
         let length = datagram.len() as u64;
         let (plaintext, newest) =

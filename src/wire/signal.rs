@@ -25,7 +25,8 @@ pub enum Signal {
         /// Why.
         reason: CloseReason,
     },
-    /// Digest of the sender's group file, told when it changes.
+    /// Digest of the sender's group file, for versions that change it while they
+    /// run: this one understands it, but tells its own in handshakes only.
     GroupDigest {
         /// [`crate::config::Group`]'s digest.
         digest: [u8; 32],

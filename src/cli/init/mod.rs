@@ -39,7 +39,7 @@ pub struct Arguments {
     /// for more [default: 100:lan]
     #[arg(long = "network", value_name = "ID:NAME")]
     networks: Vec<NetworkPlan>,
-    /// Where a site's LAN is met: bridge:br0, tap:app0 or nic:eth1[:VLAN];
+    /// Where a site's LAN is met: bridge:br0, tap:app0 or nic:eth1 (or nic:eth1:VLAN);
     /// repeat for each site and network
     #[arg(long = "attach", value_name = "SITE:NETWORK=KIND:INTERFACE")]
     attachments: Vec<AttachmentPlan>,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{
     ControlEvent, ControlOutlet, ControlPlane, PeerStanding, Sink,
-    peer::{INITIATIONS_MAX, Initiation, OVERDUE_LIFETIME, PENDING_LIFETIME, Session},
+    peer::{INITIATIONS_MAX, Initiation, OVERDUE_LIFETIME, PENDING_LIFETIME, PeerControl, Session},
 };
 use crate::{
     node::{Counter, WorkerCommand, worker::send_counter},
@@ -24,7 +24,10 @@ impl ControlPlane {
         datagram: &[u8],
         outlet: &mut impl ControlOutlet,
     ) -> bool {
-        match self.checker.check(now, path.remote, datagram, false, &mut *self.random) {
+        // Sessions that wait for their first use would crowd each other out:
+        // whoever wants more of them shows that it owns its address.
+        let under_load = self.peers.iter().any(PeerControl::is_crowded);
+        match self.checker.check(now, path.remote, datagram, under_load, &mut *self.random) {
             Admission::Process => return true,
             Admission::ReplyWithCookie(reply) => {
                 self.counters.bump(Counter::CookieSent);
@@ -61,7 +64,7 @@ impl ControlPlane {
                 if peer.initiations.len() == INITIATIONS_MAX {
                     peer.initiations.remove(0);
                 }
-                peer.initiations.push(Initiation { initiator, path, cookie_used });
+                peer.initiations.push(Initiation { begun_at: now, initiator, path, cookie_used });
                 if let Err(error) = outlet.transmit(&path, &datagram) {
                     self.counters.bump(send_counter(error));
                 }
@@ -234,6 +237,8 @@ impl ControlPlane {
         if !peer.confirm(now, local_index) {
             return;
         }
+        // What else was begun would only replace this session by one as old.
+        peer.initiations.clear();
         let Some(session) = peer.session(local_index) else { return };
         let hello = session.hello.clone();
         peer.established = Some(now);

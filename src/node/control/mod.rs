@@ -6,7 +6,7 @@ mod peer;
 
 use std::{sync::Arc, time::Duration};
 
-use self::peer::{DOWN, PeerControl};
+use self::peer::{DOWN, PENDING_LIFETIME, PeerControl};
 pub use self::{
     interface::{ControlEvent, ControlOutlet, PeerReport},
     peer::PeerStanding,
@@ -334,6 +334,9 @@ impl ControlPlane {
     }
 
     fn expire(&mut self, now: Instant, index: usize, outlet: &mut impl ControlOutlet) {
+        self.peers[index]
+            .initiations
+            .retain(|begun| now.saturating_since(begun.begun_at) < PENDING_LIFETIME);
         let expired: Vec<u32> = self.peers[index]
             .sessions
             .iter()

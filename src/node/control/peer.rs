@@ -61,6 +61,7 @@ pub(super) struct Session {
 
 /// A handshake that this side has begun.
 pub(super) struct Initiation {
+    pub(super) begun_at: Instant,
     pub(super) initiator: Initiator,
     pub(super) path: Path,
     pub(super) cookie_used: bool,
@@ -92,6 +93,12 @@ impl PeerControl {
     /// The newest session that the peer has proven to hold.
     pub(super) fn current(&self) -> Option<&Session> {
         self.sessions.iter().rev().find(|session| session.confirmed)
+    }
+
+    /// As many sessions wait for their first use as there may be.
+    pub(super) fn is_crowded(&self) -> bool {
+        let pending = self.sessions.iter().filter(|session| !session.confirmed);
+        pending.count() >= PENDING_MAX
     }
 
     /// The handshake of this side's that `local_index` names.

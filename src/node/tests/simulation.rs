@@ -6,13 +6,14 @@ use std::{
     collections::{BTreeMap, BinaryHeap, HashSet, hash_map::DefaultHasher},
     hash::{Hash, Hasher},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use crate::{
     bridge::{
         fdb::{Fdb, FdbConfig, NetworkLimits},
+        reflection::ReflectionDetector,
         underlay_guard::UnderlayGuard,
     },
     config,
@@ -426,7 +427,7 @@ impl Node {
                     workers: settings.workers,
                     lanes_max: LANES_MAX,
                     guard: guard.clone(),
-                    seed: [3, 4],
+                    reflections: Arc::new(Mutex::new(ReflectionDetector::new([3, 4]))),
                 })
             })
             .collect();

@@ -59,6 +59,13 @@ fn veth_pair() {
     ip("link add host address 02:00:00:00:00:01 type veth peer name nic");
     address_host("host");
     ip("link set nic up");
+    // Until the kernel has noticed both carriers, it drops what is sent without a word.
+    let is_up = |device: &str| ip(&format!("-o link show {device}")).contains("state UP");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while !(is_up("host") && is_up("nic")) {
+        assert!(std::time::Instant::now() < deadline, "the pair has no carrier");
+        std::thread::yield_now();
+    }
 }
 
 /// Gives a device the host's address and a neighbour that answers to nothing.
