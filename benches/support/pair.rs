@@ -2,7 +2,7 @@
 //! benches, the allocation test and the fuzz targets.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -98,10 +98,14 @@ pub(crate) fn path_from(site: SiteIndex) -> Path {
     Path { socket, local: None, remote: remote.parse().expect("an address") }
 }
 
-/// The group as `site` sees it.
-pub(crate) fn topology(site: SiteIndex) -> Arc<Topology> {
-    let group = config::parse(GROUP, "group.toml").expect("a valid group file");
-    Arc::new(Topology::new(&group, site, 0))
+/// The group as `site` sees it; parsed once, for a fuzzer asks often.
+pub fn topology(site: SiteIndex) -> Arc<Topology> {
+    static VIEWS: [OnceLock<Arc<Topology>>; 2] = [const { OnceLock::new() }; 2];
+    let view = || {
+        let group = config::parse(GROUP, "group.toml").expect("a valid group file");
+        Arc::new(Topology::new(&group, site, 0))
+    };
+    VIEWS[usize::from(site.0)].get_or_init(view).clone()
 }
 
 /// The one worker of `site`, its end of the session installed.
