@@ -99,7 +99,7 @@ pub(crate) fn path_from(site: SiteIndex) -> Path {
 }
 
 /// The group as `site` sees it; parsed once, for a fuzzer asks often.
-pub fn topology(site: SiteIndex) -> Arc<Topology> {
+pub(crate) fn topology(site: SiteIndex) -> Arc<Topology> {
     static VIEWS: [OnceLock<Arc<Topology>>; 2] = [const { OnceLock::new() }; 2];
     let view = || {
         let group = config::parse(GROUP, "group.toml").expect("a valid group file");

@@ -142,12 +142,6 @@ impl Lane {
         };
     }
 
-    /// The lane can send.
-    #[inline]
-    pub fn is_up(&self) -> bool {
-        self.current.is_some()
-    }
-
     /// Where the lane sends to.
     pub fn path(&self) -> Option<Path> {
         self.sessions.get(self.current?)?.path

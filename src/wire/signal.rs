@@ -42,9 +42,6 @@ pub enum CloseReason {
     Other(u8),
 }
 
-/// Longest single signal on the wire, bytes.
-pub const SIGNAL_LENGTH_MAX: usize = 3 + 32;
-
 const PADDING: u8 = 0;
 const PING: u8 = 1;
 const PONG: u8 = 2;
