@@ -20,7 +20,7 @@ use crate::{
     tunnel::{Lane, LaneSink, LaneStatistics, Path, ReceiveError, SendError, TransmitError, add},
     wire::{
         datagram::Header,
-        ethernet::{self, Frame, MacAddr, VlanTag},
+        ethernet::{Frame, MacAddr, VlanTag},
         record::{self, FrameRecord, Prefix, RecordError},
         signal::Item,
     },
@@ -597,5 +597,3 @@ pub(super) fn send_counter(error: TransmitError) -> Counter {
         TransmitError::NoSource | TransmitError::Unreachable => Counter::UnderlayUnreachable,
     }
 }
-
-const _: () = assert!(record::FRAME_LENGTH_MAX >= ethernet::HEADER_LENGTH);
