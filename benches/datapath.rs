@@ -18,7 +18,7 @@ use landbridge::{
     wire::{
         datagram::{HEADER_LENGTH, POSITION_LENGTH, Position, TAG_LENGTH},
         ethernet::MacAddr,
-        record::Prefix,
+        record::Record,
     },
 };
 
@@ -77,13 +77,13 @@ impl StreamSink for Sink {
 /// Packs `frames` and gives each batch to `take`.
 fn pack(packer: &mut Packer, frames: &[Vec<u8>], mut take: impl FnMut(usize, &mut [u8])) {
     for frame in frames {
-        let prefix = Prefix::new(NetworkId(100), Offload::NONE, frame.len());
+        let record = Record::new(NetworkId(100), Offload::NONE, frame);
         if packer.is_full() {
             let (size, batch) = packer.take();
             take(size, batch);
         }
-        packer.begin_record();
-        for part in [prefix.as_bytes(), frame] {
+        packer.begin_record(record.has_trailer());
+        for part in record.parts() {
             let mut rest = &part[packer.write(part)..];
             while !rest.is_empty() {
                 let (size, batch) = packer.take();

@@ -6,7 +6,7 @@ use landbridge::{
     topology::NetworkId,
     wire::{
         datagram::{HEADER_LENGTH, Header, Kind, POSITION_LENGTH, Position},
-        record::Prefix,
+        record::Record,
         signal::{CloseReason, Signal},
     },
 };
@@ -95,7 +95,7 @@ fn offloads() -> Vec<Offload> {
 }
 
 fn record(offload: Offload, frame: &[u8]) -> Vec<u8> {
-    [Prefix::new(NetworkId(100), offload, frame.len()).as_bytes(), frame].concat()
+    Record::new(NetworkId(100), offload, frame).parts().concat()
 }
 
 fn records() -> Vec<Vec<u8>> {
@@ -180,7 +180,7 @@ fn ethernet() -> Vec<Vec<u8>> {
 
 fn position(first_record: Option<u16>, skipped: u8, record_offset: u32) -> [u8; POSITION_LENGTH] {
     let mut bytes = [0; POSITION_LENGTH];
-    Position { first_record, skipped, record_offset }.emit(&mut bytes);
+    Position { first_record, skipped, record_offset, has_trailer: false }.emit(&mut bytes);
     bytes
 }
 

@@ -2,12 +2,12 @@ use std::{collections::HashSet, ops::Range, time::Duration};
 
 use landbridge::{
     offload::Offload,
-    stream::{HOLD_MAX, Packer, StreamEvent, StreamSink, Unpacker},
+    stream::{HOLD_MAX, Packer, StreamEvent, StreamSink, Unpacker, WINDOW_MIN},
     time::Instant,
     topology::NetworkId,
     wire::{
         datagram::{HEADER_LENGTH, POSITION_LENGTH, Position, STREAM_OVERHEAD, TAG_LENGTH},
-        record::{self, Prefix},
+        record::{self, Record},
     },
 };
 
@@ -92,8 +92,8 @@ pub(crate) fn lossy_stream(data: &[u8]) {
         let length = 14 + usize::from(input.u16()) % 5000;
         let mut frame = vec![number; length];
         frame[0] = input.byte();
-        let prefix = Prefix::new(NetworkId(u32::from(number)), Offload::NONE, frame.len());
-        let bytes = [prefix.as_bytes(), &frame].concat();
+        let record = Record::new(NetworkId(u32::from(number)), Offload::NONE, &frame);
+        let bytes = record.parts().concat();
         pack(&mut packer, &bytes, &mut datagrams);
         if input.flag() {
             drain(&mut packer, &mut datagrams);
@@ -112,7 +112,7 @@ pub(crate) fn lossy_stream(data: &[u8]) {
             1 if delayed.is_none() => delayed = Some(counter),
             _ => receive(&mut unpacker, &datagrams, counter, &mut records),
         }
-        if let Some(late) = delayed.take_if(|late| counter > *late + 20) {
+        if let Some(late) = delayed.take_if(|late| counter + 2 > *late + WINDOW_MIN) {
             receive(&mut unpacker, &datagrams, late, &mut records);
         }
     }
@@ -135,7 +135,7 @@ fn pack(packer: &mut Packer, mut bytes: &[u8], datagrams: &mut Vec<Vec<u8>>) {
     if packer.is_full() {
         drain(packer, datagrams);
     }
-    packer.begin_record();
+    packer.begin_record(false);
     loop {
         bytes = &bytes[packer.write(bytes)..];
         if bytes.is_empty() {

@@ -3,7 +3,7 @@ use landbridge::{
     wire::{
         datagram::{HEADER_LENGTH, Header, POSITION_LENGTH, Position},
         ethernet::{self, Frame, MacAddr, VlanTag},
-        record::{self, Prefix},
+        record::{self, Record},
         signal::{self, Item},
     },
 };
@@ -25,13 +25,15 @@ pub(crate) fn record(data: &[u8]) {
     if let Some(header) = data.first_chunk() {
         assert!(record::length(*header).is_none_or(|length| length <= record::RECORD_LENGTH_MAX));
     }
+    if let Ok(trailer) = record::parse_trailer(data) {
+        assert!(trailer.frame.len() >= trailer.head.len() && trailer.frame.end < data.len());
+    }
     let Ok(parsed) = record::parse(data) else { return };
     assert!(parsed.frame.len() >= ethernet::HEADER_LENGTH);
     if parsed.frame.len() > record::FRAME_LENGTH_MAX {
         return;
     }
-    let prefix = Prefix::new(parsed.network, parsed.offload, parsed.frame.len());
-    let again = [prefix.as_bytes(), parsed.frame].concat();
+    let again = Record::new(parsed.network, parsed.offload, parsed.frame).parts().concat();
     assert_eq!(record::length(*again.first_chunk().expect("a prefix")), Some(again.len()));
     assert_eq!(record::parse(&again), Ok(parsed));
 }

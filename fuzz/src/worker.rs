@@ -12,7 +12,7 @@ use landbridge::{
             DATAGRAM_LENGTH_MAX, HEADER_LENGTH, Header, Kind, POSITION_LENGTH, Position, TAG_LENGTH,
         },
         ethernet::{self, VlanTag},
-        record::{FRAME_LENGTH_MAX, Prefix},
+        record::{FRAME_LENGTH_MAX, Record},
     },
 };
 
@@ -63,10 +63,10 @@ impl Scene {
                 let network = NetworkId(NETWORKS[usize::from(input.byte()) % NETWORKS.len()]);
                 let offload = offload(input);
                 let frame = input.chunk();
-                let prefix = Prefix::new(network, offload, frame.len());
+                let record = Record::new(network, offload, frame).parts().concat();
                 let mut position = [0; POSITION_LENGTH];
                 Position { first_record: Some(0), ..Position::default() }.emit(&mut position);
-                let plaintext = [&position, prefix.as_bytes(), frame].concat();
+                let plaintext = [&position[..], &record].concat();
                 self.sealed(Kind::Stream, &plaintext, input);
             }
             4 => {

@@ -13,6 +13,7 @@
 
 mod control;
 mod counters;
+mod salvage;
 mod worker;
 
 pub use control::{

@@ -5,7 +5,9 @@ use std::{
     time::Duration,
 };
 
-use super::{Counter, Counters, DeliverError, Outlet, WorkerCommand, WorkerEvent};
+use super::{
+    Counter, Counters, DeliverError, Outlet, WorkerCommand, WorkerEvent, salvage::salvage,
+};
 use crate::{
     bridge::{
         fdb::{Fdb, Learned, Location},
@@ -13,7 +15,7 @@ use crate::{
         reflection::ReflectionDetector,
         underlay_guard::UnderlayGuard,
     },
-    offload::{Offload, salvage::Salvage},
+    offload::Offload,
     stream::{StreamEvent, StreamSink},
     time::Instant,
     topology::{NetworkIndex, PeerIndex, PortIndex, SiteIndex, Topology},
@@ -21,7 +23,7 @@ use crate::{
     wire::{
         datagram::Header,
         ethernet::{Frame, MacAddr, VlanTag},
-        record::{self, FrameRecord, Prefix, RecordError},
+        record::{self, FrameRecord, Record, RecordError},
         signal::Item,
     },
 };
@@ -206,10 +208,9 @@ impl Worker {
         let Some(verdict) = self.forwarding.judge(now, port, vlan, bytes) else { return };
         let network = verdict.network;
         let id = self.forwarding.topology.network(network).id;
-        let prefix = Prefix::new(id, offload, bytes.len());
-        let parts = [prefix.as_bytes(), bytes];
+        let record = Record::new(id, offload, bytes);
         match verdict.decision {
-            Decision::ToSite(site) => self.push(now, site, &parts, outlet),
+            Decision::ToSite(site) => self.push(now, site, &record, outlet),
             Decision::Flood => {
                 let topology = self.forwarding.topology.clone();
                 let sites = &topology.network(network).remote_sites;
@@ -217,7 +218,7 @@ impl Worker {
                     self.count(Counter::LanNoRemote);
                 }
                 for &site in sites {
-                    self.push(now, site, &parts, outlet);
+                    self.push(now, site, &record, outlet);
                 }
             }
             Decision::ToLan => {}
@@ -331,7 +332,13 @@ impl Worker {
     }
 
     #[inline]
-    fn push(&mut self, now: Instant, site: SiteIndex, parts: &[&[u8]], outlet: &mut impl Outlet) {
+    fn push(
+        &mut self,
+        now: Instant,
+        site: SiteIndex,
+        record: &Record<'_>,
+        outlet: &mut impl Outlet,
+    ) {
         let Some(peer) = self.forwarding.topology.holder(site) else {
             self.count(Counter::TunnelDown);
             return;
@@ -342,7 +349,7 @@ impl Worker {
             self.pending.push(index);
         }
         let mut sink = Sink { forwarding: &mut self.forwarding, outlet, site, now };
-        let result = tunnel.lanes[0].push(now, parts, &mut sink);
+        let result = tunnel.lanes[0].push(now, record, &mut sink);
         self.forwarding.count_send(result);
     }
 }
@@ -494,20 +501,16 @@ impl Forwarding {
         outlet: &mut impl Outlet,
     ) {
         let counters = &self.statistics.clone().counters;
-        let salvaged = record::parse(bytes).ok().and_then(|record| {
-            let prefix = bytes.len() - record.frame.len();
-            let head = survived.first()?.end.checked_sub(prefix)?;
-            let salvage = Salvage::new(&record.frame[..head], record.frame.len(), &record.offload);
-            Some((record.network, prefix, salvage.ok()?))
-        });
-        let Some((network, prefix, salvage)) = salvaged else {
+        let Some(salvaged) = salvage(bytes, survived) else {
             counters.bump(Counter::RecordTruncated);
             return;
         };
         let mut parts = 0;
         for range in survived {
-            let range = range.start.saturating_sub(prefix)..range.end.saturating_sub(prefix);
-            if let Some((frame, offload)) = salvage.part(&mut bytes[prefix..], range) {
+            let within = salvaged.within_frame(range);
+            let frame = &mut bytes[salvaged.frame.clone()];
+            if let Some((frame, offload)) = salvaged.salvage.part(frame, within) {
+                let network = salvaged.network;
                 self.deliver(now, site, FrameRecord { network, offload, frame }, outlet);
                 parts += 1;
             }

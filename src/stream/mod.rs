@@ -7,7 +7,7 @@ mod packer;
 mod unpacker;
 
 pub use packer::Packer;
-pub use unpacker::{HELD_MAX, HOLD_MAX, StreamEvent, StreamSink, Unpacker};
+pub use unpacker::{HELD_MAX, HOLD_MAX, StreamEvent, StreamSink, Unpacker, WINDOW_MIN};
 
 #[cfg(test)]
 mod tests;

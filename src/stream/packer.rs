@@ -24,6 +24,8 @@ pub struct Packer {
     position: Position,
     /// Bytes of the current record written so far.
     record_offset: u32,
+    /// The current record has a trailer.
+    has_trailer: bool,
 }
 
 impl Packer {
@@ -38,6 +40,7 @@ impl Packer {
             open: 0,
             position: Position::default(),
             record_offset: 0,
+            has_trailer: false,
         };
         packer.set_datagram_size(datagram_size);
         packer
@@ -82,11 +85,13 @@ impl Packer {
 
     /// Starts a record. The batch must not be full.
     #[inline]
-    pub fn begin_record(&mut self) {
+    pub fn begin_record(&mut self, has_trailer: bool) {
         debug_assert!(!self.is_full());
         self.record_offset = 0;
+        self.has_trailer = has_trailer;
         if self.open == 0 {
             self.position.record_offset = 0;
+            self.position.has_trailer = false;
         }
         if self.position.first_record.is_none() {
             self.position.first_record = Some(self.open as u16);
@@ -141,7 +146,11 @@ impl Packer {
         self.last_length = HEADER_LENGTH + POSITION_LENGTH + self.open + TAG_LENGTH;
         self.closed += 1;
         self.open = 0;
-        self.position =
-            Position { first_record: None, skipped: 0, record_offset: self.record_offset };
+        self.position = Position {
+            first_record: None,
+            skipped: 0,
+            record_offset: self.record_offset,
+            has_trailer: self.has_trailer,
+        };
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     topology::NetworkId,
     wire::{
         datagram::{HEADER_LENGTH, POSITION_LENGTH, Position, STREAM_OVERHEAD, TAG_LENGTH},
-        record::{self, Prefix},
+        record::{self, Record},
     },
 };
 
@@ -68,12 +68,12 @@ fn pack(size: usize, bursts: &[(u8, Vec<Vec<u8>>)]) -> Vec<Sent> {
             }
         };
         for frame in burst {
-            let prefix = Prefix::new(NetworkId(7), Offload::default(), frame.len());
             if packer.is_full() {
                 drain(&mut packer);
             }
-            packer.begin_record();
-            for part in [prefix.as_bytes(), frame] {
+            let record = Record::new(NetworkId(7), Offload::NONE, frame);
+            packer.begin_record(record.has_trailer());
+            for part in record.parts() {
                 let mut rest = part;
                 while !rest.is_empty() {
                     if packer.is_full() {
@@ -147,9 +147,11 @@ proptest! {
 
     #[test]
     fn shuffled_within_the_window_comes_out_in_order(bursts in bursts(), seed: u64) {
+        // A gap in the counters counts for the window like a datagram.
+        let bursts: Vec<_> = bursts.into_iter().map(|(_, burst)| (0, burst)).collect();
         let mut sent = pack(1400, &bursts);
         let mut state = seed;
-        for chunk in sent.chunks_mut(HELD_MAX / 2) {
+        for chunk in sent.chunks_mut(WINDOW_MIN) {
             for index in (1..chunk.len()).rev() {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 chunk.swap(index, (state >> 33) as usize % (index + 1));
@@ -186,7 +188,7 @@ proptest! {
             if spans.iter().all(|(span, kept)| *kept || span.end <= start || span.start >= end) {
                 untouched.push(frame.clone());
             } else {
-                let whole = [Prefix::new(NetworkId(7), Offload::default(), frame.len()).as_bytes(), frame].concat();
+                let whole = Record::new(NetworkId(7), Offload::NONE, frame).parts().concat();
                 let has_header = spans.iter().all(|(span, kept)| *kept || span.end <= start || span.start >= start + record::HEADER_LENGTH);
                 if has_header {
                     let (record, survived) = &collected.damaged[headed];
@@ -206,7 +208,7 @@ proptest! {
 
     #[test]
     fn arbitrary_datagrams_never_panic(
-        datagrams in prop::collection::vec((0u64..300, any::<Option<u16>>(), any::<u8>(), 0u32..70_000, prop::collection::vec(any::<u8>(), 0..50)), 0..200)
+        datagrams in prop::collection::vec((0u64..300, any::<Option<u16>>(), any::<u8>(), 0u32..70_000, any::<bool>(), prop::collection::vec(any::<u8>(), 0..50)), 0..200)
     ) {
         struct Ignore;
         impl StreamSink for Ignore {
@@ -217,8 +219,8 @@ proptest! {
             fn event(&mut self, _: StreamEvent, _: u64) {}
         }
         let mut unpacker = Unpacker::default();
-        for (counter, first_record, skipped, record_offset, bytes) in datagrams {
-            unpacker.receive(at(0), counter, Position { first_record, skipped, record_offset }, &bytes, &mut Ignore);
+        for (counter, first_record, skipped, record_offset, has_trailer, bytes) in datagrams {
+            unpacker.receive(at(0), counter, Position { first_record, skipped, record_offset, has_trailer }, &bytes, &mut Ignore);
             unpacker.receive_signal(at(0), counter + 3, &mut Ignore);
         }
         unpacker.expire(at(5), &mut Ignore);
@@ -313,4 +315,35 @@ fn lost_signals_leave_no_hole() {
     unpacker.expire(at(4), &mut collected);
     assert_eq!(collected.frames.last(), Some(&frame(14, 3)));
     assert_eq!(collected.count(StreamEvent::Missing), 1);
+}
+
+#[test]
+fn the_window_follows_the_path() {
+    let sent = pack(200, &(0..7000).map(|_| (0, vec![frame(14, 1)])).collect::<Vec<_>>());
+    let mut unpacker = Unpacker::default();
+    let mut collected = Collected::default();
+    let mut give = |collected: &mut Collected, index: usize| {
+        let Sent { counter, position, bytes } = &sent[index];
+        unpacker.receive(at(0), *counter, *position, bytes, collected);
+    };
+    // Every hundredth datagram is 50 late.
+    let mut order: Vec<usize> = (0..sent.len()).collect();
+    for start in (0..1000).step_by(100) {
+        order[start..start + 51].rotate_left(1);
+    }
+    for index in &order[..1000] {
+        give(&mut collected, *index);
+    }
+    assert_eq!(collected.count(StreamEvent::Late), 3, "8, 16 and 32 are too few for 50");
+    assert_eq!(collected.frames.len(), 1000);
+    // A path that keeps order, but loses: the window shrinks again.
+    let mut held = Vec::new();
+    for start in (1000..7000).step_by(1000) {
+        let before = collected.count(StreamEvent::Held);
+        for index in (start..start + 1000).filter(|index| index % 20 != 0) {
+            give(&mut collected, index);
+        }
+        held.push(collected.count(StreamEvent::Held) - before);
+    }
+    assert!(held[0] == 950 && held[5] < 400, "{held:?}");
 }

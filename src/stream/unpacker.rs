@@ -5,8 +5,13 @@ use crate::{
     wire::{datagram::Position, record},
 };
 
-/// Datagrams that wait behind a hole, at most; one more gives the hole up.
+/// Datagrams that wait behind a hole, at most.
 pub const HELD_MAX: usize = 128;
+/// How far a datagram may run ahead before the holes behind it are given up,
+/// while the path keeps order, datagrams.
+pub const WINDOW_MIN: usize = 8;
+/// The window is halved when this many holes in a row were true losses.
+const TRUE_LOSSES: u32 = 64;
 /// How long datagrams wait behind a hole, at most.
 pub const HOLD_MAX: Duration = Duration::from_millis(1);
 
@@ -31,8 +36,9 @@ pub trait StreamSink {
     /// One whole record, header included, in stream order.
     fn record(&mut self, record: &[u8]);
     /// One record, header included, of which only the `survived` ranges
-    /// (ascending, the first from 0) came; what is between them is noise, and
-    /// may be overwritten.
+    /// (ascending) came; what is between them is noise, and may be
+    /// overwritten. The first starts at 0, or the record's beginning is lost
+    /// and its trailer is whole.
     fn damaged(&mut self, record: &mut [u8], survived: &[Range<usize>]);
     /// `amount` occurrences of an event.
     fn event(&mut self, event: StreamEvent, amount: u64);
@@ -43,6 +49,11 @@ pub trait StreamSink {
 ///
 /// It starts at counter 0 and at a record boundary; where the first datagrams
 /// are lost it joins at the first record start that it sees.
+///
+/// How long a hole is waited for follows the path, as the reordering window of
+/// RACK does (RFC 8985, section 6.2): [`WINDOW_MIN`] datagrams as long as order
+/// is kept, twice as many, up to [`HELD_MAX`], whenever one came that had
+/// been given up, and never more than [`HOLD_MAX`].
 pub struct Unpacker {
     /// The next counter in order.
     expected: u64,
@@ -50,6 +61,9 @@ pub struct Unpacker {
     held: Box<[Held]>,
     held_count: usize,
     deadline: Option<Instant>,
+    window: usize,
+    /// Holes given up since the last datagram that came late.
+    true_losses: u32,
 }
 
 /// Runs of lost datagrams within one record that are bridged, at most.
@@ -59,8 +73,11 @@ const GAPS_MAX: usize = 7;
 #[derive(Default)]
 struct Partial {
     in_record: bool,
+    /// Its beginning is lost: it is as long as the datagrams say, and its
+    /// trailer tells the rest. The first gap is what came before.
+    is_headless: bool,
     bytes: Vec<u8>,
-    /// Stream bytes of the datagrams that carry it: all have the same.
+    /// Stream bytes of the datagrams that carry it: all but the last have the same.
     datagram_length: usize,
     /// Datagrams that are missing before the next one.
     missing: u64,
@@ -86,6 +103,8 @@ impl Default for Unpacker {
             held: std::iter::repeat_with(Held::default).take(HELD_MAX).collect(),
             held_count: 0,
             deadline: None,
+            window: WINDOW_MIN,
+            true_losses: 0,
         }
     }
 }
@@ -103,6 +122,8 @@ impl Unpacker {
     ) {
         if counter < self.expected {
             sink.event(StreamEvent::Late, 1);
+            self.window = (2 * self.window).min(HELD_MAX);
+            self.true_losses = 0;
             let rest = position.first_record.and_then(|first| bytes.get(usize::from(first)..));
             whole_records(rest.unwrap_or_default(), sink);
         } else if first_counter(counter, position) <= self.expected {
@@ -144,10 +165,10 @@ impl Unpacker {
         bytes: &[u8],
         sink: &mut impl StreamSink,
     ) {
-        while self.held_count > 0 && counter - self.expected >= HELD_MAX as u64 {
+        while self.held_count > 0 && counter - self.expected >= self.window as u64 {
             self.give_up_hole(now, sink);
         }
-        if counter - self.expected >= HELD_MAX as u64 {
+        if counter - self.expected >= self.window as u64 {
             let missing = first_counter(counter, position).saturating_sub(self.expected);
             self.note_missing(missing, sink);
             self.expected = counter;
@@ -207,6 +228,11 @@ impl Unpacker {
     fn note_missing(&mut self, missing: u64, sink: &mut impl StreamSink) {
         sink.event(StreamEvent::Missing, missing);
         self.partial.missing += missing;
+        self.true_losses += 1;
+        if self.true_losses == TRUE_LOSSES {
+            self.true_losses = 0;
+            self.window = (self.window / 2).max(WINDOW_MIN);
+        }
     }
 
     /// The held datagram with the lowest counter.
@@ -241,23 +267,26 @@ impl Partial {
         if self.missing > 0 && !self.bridge(position) {
             self.abandon(sink);
         }
+        if self.is_headless && position.record_offset == 0 {
+            self.end_headless(sink);
+        }
         let continues = position.record_offset > 0;
         if self.in_record != continues
             || (continues && self.bytes.len() != position.record_offset as usize)
         {
             self.abandon(sink);
+            if position.has_trailer {
+                self.begin_headless(position);
+            }
         }
-        let start = if self.in_record {
-            match self.fill(bytes, sink) {
-                Some(start) => start,
-                None => return,
-            }
+        let start = if !self.in_record {
+            position.first_record.map(usize::from)
+        } else if self.is_headless {
+            self.fill_headless(position, bytes, sink)
         } else {
-            match position.first_record {
-                Some(first) => usize::from(first),
-                None => return,
-            }
+            self.fill(bytes, sink)
         };
+        let Some(start) = start else { return };
         if let Some(rest) = bytes.get(start..) {
             self.begin(whole_records(rest, sink));
             self.datagram_length = bytes.len();
@@ -274,9 +303,10 @@ impl Partial {
         let missing = usize::try_from(std::mem::take(&mut self.missing)).unwrap_or(usize::MAX);
         let have = self.bytes.len();
         let behind = position.record_offset as usize;
+        let length = if self.is_headless { Some(record::RECORD_LENGTH_MAX) } else { self.length() };
         let is_same = self.in_record
             && self.gap_count < GAPS_MAX
-            && self.length().is_some_and(|length| behind < length)
+            && length.is_some_and(|length| behind < length)
             && missing.checked_mul(self.datagram_length) == behind.checked_sub(have);
         if is_same {
             self.gaps[self.gap_count] = have..behind;
@@ -293,24 +323,82 @@ impl Partial {
             return;
         }
         match self.length() {
-            Some(length) => {
+            Some(length) if !self.is_headless => {
                 let have = self.bytes.len();
                 self.bytes.resize(length, 0);
                 self.deliver_damaged(have, sink);
             }
-            None => sink.event(StreamEvent::RecordTruncated, 1),
+            _ => sink.event(StreamEvent::RecordTruncated, 1),
+        }
+        self.is_headless = false;
+    }
+
+    /// Takes up a record in its middle.
+    #[cold]
+    fn begin_headless(&mut self, position: Position) {
+        let lost = position.record_offset as usize;
+        if lost < record::RECORD_LENGTH_MAX {
+            self.in_record = true;
+            self.is_headless = true;
+            self.bytes.clear();
+            self.bytes.resize(lost, 0);
+            self.gaps[0] = 0..lost;
+            self.gap_count = 1;
+            self.datagram_length = 0;
+        }
+    }
+
+    /// Continues a record without a beginning; returns where the datagram's own
+    /// records start, or `None` where nothing is left. It ends where another
+    /// record begins, or with a datagram that isn't full.
+    #[cold]
+    fn fill_headless(
+        &mut self,
+        position: Position,
+        bytes: &[u8],
+        sink: &mut impl StreamSink,
+    ) -> Option<usize> {
+        let start = position.first_record.map(usize::from);
+        let own = &bytes[..start.unwrap_or(bytes.len()).min(bytes.len())];
+        if self.bytes.len() + own.len() > record::RECORD_LENGTH_MAX {
+            sink.event(StreamEvent::Malformed, 1);
+            self.in_record = false;
+            self.is_headless = false;
+            return start;
+        }
+        self.bytes.extend_from_slice(own);
+        if start.is_some() || bytes.len() < self.datagram_length {
+            self.end_headless(sink);
+        }
+        self.datagram_length = bytes.len();
+        start
+    }
+
+    fn end_headless(&mut self, sink: &mut impl StreamSink) {
+        self.in_record = false;
+        self.is_headless = false;
+        let have = self.bytes.len();
+        let last_gap = self.gaps[..self.gap_count].last().map_or(0, |gap| gap.end);
+        if have - last_gap >= record::TRAILER_LENGTH {
+            self.deliver_damaged(have, sink);
+        } else {
+            sink.event(StreamEvent::RecordTruncated, 1);
         }
     }
 
     fn deliver_damaged(&mut self, have: usize, sink: &mut impl StreamSink) {
         let mut survived = [const { 0..0 }; GAPS_MAX + 1];
-        let mut start = 0;
-        for (range, gap) in survived.iter_mut().zip(&self.gaps[..self.gap_count]) {
-            *range = start..gap.start;
+        let (mut count, mut start) = (0, 0);
+        for gap in &self.gaps[..self.gap_count] {
+            // A lost beginning leaves nothing before it.
+            if gap.start > 0 {
+                survived[count] = start..gap.start;
+                count += 1;
+            }
             start = gap.end;
         }
-        survived[self.gap_count] = start..have;
-        sink.damaged(&mut self.bytes, &survived[..=self.gap_count]);
+        survived[count] = start..have;
+        sink.damaged(&mut self.bytes, &survived[..=count]);
     }
 
     /// Length of the whole record, once its header is there.

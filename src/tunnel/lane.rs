@@ -14,6 +14,7 @@ use crate::{
     time::Instant,
     wire::{
         datagram::{HEADER_LENGTH, Header, Kind, POSITION_LENGTH, Position, TAG_LENGTH},
+        record::Record,
         signal::{self, Item, Signal},
     },
 };
@@ -171,8 +172,7 @@ impl Lane {
         }
     }
 
-    /// Appends a record, given as its parts, to the lane's stream, sending full
-    /// batches on the way.
+    /// Appends a record to the lane's stream, sending full batches on the way.
     ///
     /// # Errors
     /// See [`SendError`]. Where the MTU of the outgoing interface has shrunk,
@@ -181,11 +181,11 @@ impl Lane {
     pub fn push(
         &mut self,
         now: Instant,
-        parts: &[&[u8]],
+        record: &Record<'_>,
         sink: &mut impl LaneSink,
     ) -> Result<(), SendError> {
-        match self.push_once(now, parts, sink) {
-            Err(SendError::Transmit(TransmitError::TooBig)) => self.push_once(now, parts, sink),
+        match self.push_once(now, record, sink) {
+            Err(SendError::Transmit(TransmitError::TooBig)) => self.push_once(now, record, sink),
             result => result,
         }
     }
@@ -193,7 +193,7 @@ impl Lane {
     fn push_once(
         &mut self,
         now: Instant,
-        parts: &[&[u8]],
+        record: &Record<'_>,
         sink: &mut impl LaneSink,
     ) -> Result<(), SendError> {
         if self.path().is_none() {
@@ -209,9 +209,9 @@ impl Lane {
         {
             packer.set_datagram_size(path_mtu.size());
         }
-        packer.begin_record();
-        for part in parts {
-            let mut rest = *part;
+        packer.begin_record(record.has_trailer());
+        for part in record.parts() {
+            let mut rest = part;
             while let Some(packer) = &mut self.packer {
                 rest = &rest[packer.write(rest)..];
                 if rest.is_empty() {

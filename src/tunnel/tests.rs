@@ -9,11 +9,14 @@ use std::{
 
 use super::{lane_session::LaneSession, *};
 use crate::{
+    offload::Offload,
     session::{CipherSuite, OpenKey, SealKey},
     stream::{StreamEvent, StreamSink},
     time::Instant,
+    topology::NetworkId,
     wire::{
         datagram::{HEADER_LENGTH, Header, TAG_LENGTH},
+        record::Record,
         signal::{Item, Signal},
     },
 };
@@ -113,9 +116,16 @@ fn pass(now: Instant, from: &mut Ends, lane: &mut Lane, over: Path, to: &mut End
     }
 }
 
+fn frame(length: usize) -> Vec<u8> {
+    vec![7; length]
+}
+
+fn outgoing(frame: &[u8]) -> Record<'_> {
+    Record::new(NetworkId(7), Offload::NONE, frame)
+}
+
 fn record(length: usize) -> Vec<u8> {
-    let body = (length - 4) as u32;
-    [&[1][..], &body.to_le_bytes()[..3], &vec![7; length - 4]].concat()
+    outgoing(&frame(length)).parts().concat()
 }
 
 #[test]
@@ -144,11 +154,11 @@ fn counters_of_a_failed_send_are_not_waited_for() {
     assert!(out.sent.len() > 5);
     out.sent.clear();
     out.refusal = Some(TransmitError::Full);
-    near.push(at(0), &[&record(3000)], &mut out).unwrap();
+    near.push(at(0), &outgoing(&frame(3000)), &mut out).unwrap();
     near.flush(at(0), &mut out).unwrap_err();
     assert_eq!(out.unsent, 3);
     out.refusal = None;
-    near.push(at(0), &[&record(100)], &mut out).unwrap();
+    near.push(at(0), &outgoing(&frame(100)), &mut out).unwrap();
     near.flush(at(0), &mut out).unwrap();
     pass(at(1), &mut out, &mut far, path(SocketRole::Listener, 4000), &mut found);
     assert_eq!(found.records, [record(100)], "at once, without waiting");
@@ -162,7 +172,7 @@ fn nothing_is_lost_with_a_source_address() {
     near.install(at(0), parameters(1, true, Some(old)));
     far.install(at(0), parameters(1, false, None));
     let (mut sent, mut received) = (Ends::default(), Ends::default());
-    near.push(at(1), &[&record(100)], &mut sent).unwrap();
+    near.push(at(1), &outgoing(&frame(100)), &mut sent).unwrap();
     near.flush(at(1), &mut sent).unwrap();
     pass(at(2), &mut sent, &mut far, path(SocketRole::Listener, 40_000), &mut received);
     assert_eq!((received.records, sent.unsent), (vec![record(100)], 0));
@@ -173,9 +183,9 @@ fn nothing_is_lost_with_a_source_address() {
 fn frames_without_a_path_are_refused_one_by_one() {
     let mut lane = lane();
     let mut ends = Ends::default();
-    assert_eq!(lane.push(at(0), &[&record(100)], &mut ends), Err(SendError::NoSession));
+    assert_eq!(lane.push(at(0), &outgoing(&frame(100)), &mut ends), Err(SendError::NoSession));
     lane.install(at(0), parameters(1, true, None));
-    assert_eq!(lane.push(at(0), &[&record(100)], &mut ends), Err(SendError::NoSession));
+    assert_eq!(lane.push(at(0), &outgoing(&frame(100)), &mut ends), Err(SendError::NoSession));
     assert!(lane.poll_timeout().is_some());
     lane.handle_timeout(at(0), &mut ends);
     assert!(lane.poll_timeout() > Some(at(0)), "no path is no reason to spin");
@@ -185,7 +195,7 @@ fn frames_without_a_path_are_refused_one_by_one() {
 fn a_responder_says_nothing_before_the_keys_are_proven() {
     let (mut near, mut far) = pair();
     let mut ends = Ends::default();
-    assert_eq!(far.push(at(0), &[&record(100)], &mut ends), Err(SendError::NoSession));
+    assert_eq!(far.push(at(0), &outgoing(&frame(100)), &mut ends), Err(SendError::NoSession));
     far.handle_timeout(at(1), &mut ends);
     assert!(ends.sent.is_empty());
     near.handle_timeout(at(1), &mut ends);
@@ -202,9 +212,9 @@ fn a_link_with_no_room_at_all_neither_panics_nor_spins() {
     for now in 0..2000 {
         near.handle_timeout(at(now), &mut out);
         assert!(near.poll_timeout() > Some(at(now)));
-        near.push(at(now), &[&record(100)], &mut out).unwrap();
+        near.push(at(now), &outgoing(&frame(100)), &mut out).unwrap();
         near.flush(at(now), &mut out).unwrap_err();
-        let _ = near.push(at(now), &[&record(60_000)], &mut out);
+        let _ = near.push(at(now), &outgoing(&frame(60_000)), &mut out);
         let _ = near.flush(at(now), &mut out);
     }
 }
@@ -223,7 +233,7 @@ fn a_session_that_is_not_answered_takes_the_path_of_one_that_is() {
     for now in (10..400).step_by(10) {
         near.handle_timeout(at(now), &mut Ends::default());
         far.handle_timeout(at(now), &mut back);
-        far.push(at(now), &[&record(100)], &mut back).unwrap();
+        far.push(at(now), &outgoing(&frame(100)), &mut back).unwrap();
         far.flush(at(now), &mut back).unwrap();
         pass(at(now), &mut back, &mut near, over, &mut Ends::default());
         let expected = if now < 260 { astray } else { over };

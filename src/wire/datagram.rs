@@ -126,6 +126,9 @@ pub const STREAM_OVERHEAD: usize = HEADER_LENGTH + POSITION_LENGTH + TAG_LENGTH;
 ///  +----------------+----------+-----------------+----- …
 ///    u16 LE           u8         u24 LE
 /// ```
+///
+/// The record offset's highest bit says that the continued record has a
+/// trailer ([`crate::wire::record`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Position {
     /// Offset in the stream bytes at which the first record starts; `None`
@@ -138,29 +141,36 @@ pub struct Position {
     /// How many bytes of the continued record came in earlier datagrams; 0
     /// where a record starts right here.
     pub record_offset: u32,
+    /// The continued record repeats at its end what its beginning says.
+    pub has_trailer: bool,
 }
 
 impl Position {
     const NO_RECORD: u16 = u16::MAX;
+    const TRAILER: u32 = 1 << 23;
 
     /// Reads the position from the start of a plaintext.
     #[inline]
     pub fn parse(bytes: &[u8; POSITION_LENGTH]) -> Self {
         let first_record = u16::from_le_bytes([bytes[0], bytes[1]]);
+        let offset = u32::from_le_bytes([bytes[3], bytes[4], bytes[5], 0]);
         Self {
             first_record: (first_record != Self::NO_RECORD).then_some(first_record),
             skipped: bytes[2],
-            record_offset: u32::from_le_bytes([bytes[3], bytes[4], bytes[5], 0]),
+            record_offset: offset & !Self::TRAILER,
+            has_trailer: offset & Self::TRAILER != 0,
         }
     }
 
-    /// Writes the position. `record_offset` must be below 2²⁴.
+    /// Writes the position. `record_offset` must be below 2²³.
     #[inline]
     pub fn emit(&self, bytes: &mut [u8; POSITION_LENGTH]) {
-        debug_assert!(self.record_offset < 1 << 24);
+        debug_assert!(self.record_offset < Self::TRAILER);
+        let trailer = if self.has_trailer { Self::TRAILER } else { 0 };
+        let offset = self.record_offset | trailer;
         bytes[0..2].copy_from_slice(&self.first_record.unwrap_or(Self::NO_RECORD).to_le_bytes());
         bytes[2] = self.skipped;
-        bytes[3..6].copy_from_slice(&self.record_offset.to_le_bytes()[..3]);
+        bytes[3..6].copy_from_slice(&offset.to_le_bytes()[..3]);
     }
 }
 
@@ -180,9 +190,9 @@ mod tests {
         }
 
         #[test]
-        fn position_round_trips(first in 0u16..u16::MAX, skipped: u8, record_offset in 0u32..1 << 24) {
+        fn position_round_trips(first in 0u16..u16::MAX, skipped: u8, record_offset in 0u32..1 << 23, has_trailer: bool) {
             for first_record in [Some(first), None] {
-                let position = Position { first_record, skipped, record_offset };
+                let position = Position { first_record, skipped, record_offset, has_trailer };
                 let mut bytes = [0; POSITION_LENGTH];
                 position.emit(&mut bytes);
                 prop_assert_eq!(Position::parse(&bytes), position);

@@ -9,11 +9,19 @@
 //!
 //!  type 1, frame:      network u24 LE, Ethernet frame
 //!  type 2, offloaded:  network u24 LE, descriptor u8, segment size u16 LE, Ethernet frame
+//!  type 3, superframe: as type 2, then the trailer:
+//!                      the frame's first 128 bytes, network, descriptor and segment size again
 //! ```
+//!
+//! The trailer makes good the loss of the datagram in which a long superframe
+//! begins: without its headers nothing of it could be used. Every datagram that
+//! continues such a record says so ([`crate::wire::datagram::Position`]).
 //!
 //! The descriptor's low four bits are the segmentation (0 none, 1 TCP/IPv4,
 //! 2 TCP/IPv6, 3 UDP/IPv4, 4 UDP/IPv6), bit 6 says ECN, bit 7 that the L4
 //! checksum is still to be finished. Unknown types are skipped by their length.
+
+use std::ops::Range;
 
 use crate::{
     offload::{Offload, Segmentation},
@@ -28,44 +36,71 @@ pub const PREFIX_LENGTH_MAX: usize = HEADER_LENGTH + 3 + 3;
 /// Longest Ethernet frame in a record: a 64 KiB IP superframe behind an
 /// Ethernet header and four VLAN tags.
 pub const FRAME_LENGTH_MAX: usize = 65_535 + ethernet::HEADER_LENGTH + 4 * 4;
+/// Bytes of a frame that a trailer repeats: Ethernet with two tags, IPv6 and
+/// TCP with all its options come to 122.
+pub const REPEATED_LENGTH: usize = 128;
+/// Bytes of a trailer: what is repeated of the frame and of the prefix.
+pub const TRAILER_LENGTH: usize = REPEATED_LENGTH + PREFIX_LENGTH_MAX - HEADER_LENGTH;
+/// Superframes of this many bytes and more get a trailer: less than 2 % more to send.
+pub const TRAILER_FRAME_LENGTH_MIN: usize = 8192;
 /// Longest record, header included.
-pub const RECORD_LENGTH_MAX: usize = PREFIX_LENGTH_MAX + FRAME_LENGTH_MAX;
+pub const RECORD_LENGTH_MAX: usize = PREFIX_LENGTH_MAX + FRAME_LENGTH_MAX + TRAILER_LENGTH;
 
 const FRAME: u8 = 1;
 const OFFLOADED: u8 = 2;
+const SUPERFRAME: u8 = 3;
 const DESCRIPTOR_ECN: u8 = 0x40;
 const DESCRIPTOR_NEEDS_CHECKSUM: u8 = 0x80;
 
-/// What stands before a frame in its record.
+/// A frame's record on its way out, not yet put together.
 #[derive(Clone, Copy)]
-pub struct Prefix {
-    bytes: [u8; PREFIX_LENGTH_MAX],
-    length: u8,
+pub struct Record<'a> {
+    prefix: [u8; PREFIX_LENGTH_MAX],
+    prefix_length: usize,
+    frame: &'a [u8],
+    has_trailer: bool,
 }
 
-impl Prefix {
-    /// The prefix for a frame of `frame_length` ≤ [`FRAME_LENGTH_MAX`] bytes.
+impl<'a> Record<'a> {
+    /// The record of a frame of at most [`FRAME_LENGTH_MAX`] bytes.
     #[inline]
-    pub fn new(network: NetworkId, offload: Offload, frame_length: usize) -> Self {
-        debug_assert!(frame_length <= FRAME_LENGTH_MAX);
-        let plain = offload == Offload::default();
-        let length = if plain { HEADER_LENGTH + 3 } else { PREFIX_LENGTH_MAX };
-        let mut bytes = [0; PREFIX_LENGTH_MAX];
-        bytes[0] = if plain { FRAME } else { OFFLOADED };
-        let body = (length - HEADER_LENGTH + frame_length) as u32;
-        bytes[1..4].copy_from_slice(&body.to_le_bytes()[..3]);
-        bytes[4..7].copy_from_slice(&network.0.to_le_bytes()[..3]);
-        if !plain {
-            bytes[7] = descriptor(offload);
-            bytes[8..10].copy_from_slice(&offload.segment_size.to_le_bytes());
+    pub fn new(network: NetworkId, offload: Offload, frame: &'a [u8]) -> Self {
+        debug_assert!(frame.len() <= FRAME_LENGTH_MAX);
+        let is_plain = offload == Offload::default();
+        let is_superframe = offload.segmentation != Segmentation::None;
+        let has_trailer = is_superframe && frame.len() >= TRAILER_FRAME_LENGTH_MIN;
+        let prefix_length = if is_plain { HEADER_LENGTH + 3 } else { PREFIX_LENGTH_MAX };
+        let mut prefix = [0; PREFIX_LENGTH_MAX];
+        prefix[0] = match (is_plain, has_trailer) {
+            (true, _) => FRAME,
+            (false, false) => OFFLOADED,
+            (false, true) => SUPERFRAME,
+        };
+        let trailer_length = if has_trailer { TRAILER_LENGTH } else { 0 };
+        let body = (prefix_length - HEADER_LENGTH + frame.len() + trailer_length) as u32;
+        prefix[1..4].copy_from_slice(&body.to_le_bytes()[..3]);
+        prefix[4..7].copy_from_slice(&network.0.to_le_bytes()[..3]);
+        if !is_plain {
+            prefix[7] = descriptor(offload);
+            prefix[8..10].copy_from_slice(&offload.segment_size.to_le_bytes());
         }
-        Self { bytes, length: length as u8 }
+        Self { prefix, prefix_length, frame, has_trailer }
     }
 
-    /// The bytes that go before the frame.
+    /// The record's bytes, part by part.
     #[inline]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.length)]
+    pub fn parts(&self) -> [&[u8]; 4] {
+        let (repeated, fields) = match self.has_trailer {
+            true => (&self.frame[..REPEATED_LENGTH], &self.prefix[HEADER_LENGTH..]),
+            false => (&[][..], &[][..]),
+        };
+        [&self.prefix[..self.prefix_length], self.frame, repeated, fields]
+    }
+
+    /// The record repeats its beginning at its end.
+    #[inline]
+    pub const fn has_trailer(&self) -> bool {
+        self.has_trailer
     }
 }
 
@@ -123,14 +158,52 @@ pub fn parse(record: &[u8]) -> Result<FrameRecord<'_>, RecordError> {
         [FRAME, _, _, _, a, b, c, frame @ ..] => {
             checked(u32::from_le_bytes([*a, *b, *c, 0]), Offload::default(), frame)
         }
-        [OFFLOADED, _, _, _, a, b, c, descriptor, d, e, frame @ ..] => checked(
-            u32::from_le_bytes([*a, *b, *c, 0]),
-            offload(*descriptor, u16::from_le_bytes([*d, *e]))?,
-            frame,
-        ),
-        [FRAME | OFFLOADED, ..] | [] => Err(RecordError::Malformed),
+        [OFFLOADED, _, _, _, a, b, c, descriptor, d, e, frame @ ..] => {
+            described([*a, *b, *c, *descriptor, *d, *e], frame)
+        }
+        [SUPERFRAME, _, _, _, a, b, c, descriptor, d, e, rest @ ..] => {
+            let end = rest.len().checked_sub(TRAILER_LENGTH).ok_or(RecordError::Malformed)?;
+            described([*a, *b, *c, *descriptor, *d, *e], &rest[..end])
+        }
+        [FRAME | OFFLOADED | SUPERFRAME, ..] | [] => Err(RecordError::Malformed),
         [other, ..] => Err(RecordError::UnknownType(*other)),
     }
+}
+
+/// What a trailer says about its record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Trailer<'a> {
+    /// The stretched network that the frame belongs to.
+    pub network: NetworkId,
+    /// What is still to be done on the frame.
+    pub offload: Offload,
+    /// The frame's first bytes.
+    pub head: &'a [u8; REPEATED_LENGTH],
+    /// Where the frame is in the record.
+    pub frame: Range<usize>,
+}
+
+/// Reads the trailer of a record that is known to have one, and whose
+/// beginning may be lost.
+///
+/// # Errors
+/// See [`RecordError`].
+pub fn parse_trailer(record: &[u8]) -> Result<Trailer<'_>, RecordError> {
+    let (rest, fields) = record.split_last_chunk::<6>().ok_or(RecordError::Malformed)?;
+    let (before, head) =
+        rest.split_last_chunk::<REPEATED_LENGTH>().ok_or(RecordError::Malformed)?;
+    let frame = PREFIX_LENGTH_MAX..before.len();
+    if frame.len() < REPEATED_LENGTH {
+        return Err(RecordError::Malformed);
+    }
+    let FrameRecord { network, offload, .. } = described(*fields, head)?;
+    Ok(Trailer { network, offload, head, frame })
+}
+
+fn described(fields: [u8; 6], frame: &[u8]) -> Result<FrameRecord<'_>, RecordError> {
+    let [a, b, c, descriptor, d, e] = fields;
+    let offload = offload(descriptor, u16::from_le_bytes([d, e]))?;
+    checked(u32::from_le_bytes([a, b, c, 0]), offload, frame)
 }
 
 fn checked(network: u32, offload: Offload, frame: &[u8]) -> Result<FrameRecord<'_>, RecordError> {
@@ -181,16 +254,33 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trips(id in 0u32..1 << 24, offload in any_offload(), frame in prop::collection::vec(any::<u8>(), 14..200)) {
-            let prefix = Prefix::new(NetworkId(id), offload, frame.len());
-            let record = [prefix.as_bytes(), &frame].concat();
+        fn round_trips(
+            id in 0u32..1 << 24,
+            offload in any_offload(),
+            frame in prop_oneof![
+                prop::collection::vec(any::<u8>(), 14..200),
+                prop::collection::vec(any::<u8>(), TRAILER_FRAME_LENGTH_MIN - 1..TRAILER_FRAME_LENGTH_MIN + 2),
+            ],
+        ) {
+            let network = NetworkId(id);
+            let outgoing = Record::new(network, offload, &frame);
+            let record = outgoing.parts().concat();
             prop_assert_eq!(length(*record.first_chunk().unwrap()), Some(record.len()));
-            prop_assert_eq!(parse(&record), Ok(FrameRecord { network: NetworkId(id), offload, frame: &frame }));
+            prop_assert_eq!(parse(&record), Ok(FrameRecord { network, offload, frame: &frame }));
+            let is_long = frame.len() >= TRAILER_FRAME_LENGTH_MIN;
+            prop_assert_eq!(outgoing.has_trailer(), is_long && offload.segmentation != Segmentation::None);
+            if outgoing.has_trailer() {
+                let trailer = parse_trailer(&record).unwrap();
+                prop_assert_eq!((trailer.network, trailer.offload), (network, offload));
+                prop_assert_eq!(&trailer.head[..], &frame[..REPEATED_LENGTH]);
+                prop_assert_eq!(&record[trailer.frame], &frame[..]);
+            }
         }
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let _ = parse(&bytes);
+            let _ = parse_trailer(&bytes);
         }
     }
 
@@ -199,6 +289,11 @@ mod tests {
         assert_eq!(parse(&[9, 0, 0, 0]), Err(RecordError::UnknownType(9)));
         assert_eq!(parse(&[FRAME, 5, 0, 0, 1, 0, 0, 1, 2]), Err(RecordError::Malformed));
         assert_eq!(parse(&[OFFLOADED, 5, 0, 0, 1, 0, 0, 1, 2]), Err(RecordError::Malformed));
+        assert_eq!(parse(&[SUPERFRAME; 10 + TRAILER_LENGTH - 1]), Err(RecordError::Malformed));
+        assert_eq!(
+            parse_trailer(&[0; 9 + REPEATED_LENGTH + TRAILER_LENGTH]),
+            Err(RecordError::Malformed)
+        );
         assert_eq!(length([FRAME, 0xff, 0xff, 0xff]), None);
     }
 }
