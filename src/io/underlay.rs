@@ -15,7 +15,7 @@ use std::{
 };
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     tunnel::{Path, SocketRole, TransmitError},
@@ -208,6 +208,7 @@ impl UnderlaySocket {
         let state = UdpSocketState::new((&socket).into()).map_err(|source| {
             UnderlayError::Socket { address, step: "setting UDP options", source }
         })?;
+        drop_unread_messages(&socket, role);
         Ok(Self { role, socket, is_v6: address.is_ipv6(), state: RefCell::new(state) })
     }
 
@@ -382,26 +383,52 @@ impl Default for ReceiveBuffers {
     }
 }
 
+/// Switches off the control messages that quinn-udp asks for and nobody here
+/// reads: each costs some 50 ns per datagram where the path gives no GRO.
+fn drop_unread_messages(socket: &UdpSocket, role: SocketRole) {
+    let unread = [
+        (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS),
+        (libc::IPPROTO_IP, libc::IP_RECVTOS),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    ];
+    // Whoever dials doesn't ask which of its addresses was answered.
+    let unread_by_dialers =
+        [(libc::IPPROTO_IP, libc::IP_PKTINFO), (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)];
+    let more = if role == SocketRole::Dialer { &unread_by_dialers[..] } else { &[] };
+    for &(level, option) in unread.iter().chain(more) {
+        // One that can't be switched off, or is of the other family, does no harm.
+        let _ = set_integer(socket, level, option, 0);
+    }
+}
+
+/// Sets a socket option that is one C int.
+fn set_integer(
+    socket: &UdpSocket,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: the kernel reads one int.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Beyond the system's limit where this process may (CAP_NET_ADMIN), up to it otherwise.
 fn grow_buffers(socket: &UdpSocket) {
     let size = SOCKET_BUFFER as libc::c_int;
     for (force, plain) in
         [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
     {
-        let set = |option| {
-            // SAFETY: the kernel reads one int.
-            unsafe {
-                libc::setsockopt(
-                    SockRef::from(socket).as_raw_fd(),
-                    libc::SOL_SOCKET,
-                    option,
-                    (&raw const size).cast(),
-                    size_of::<libc::c_int>() as libc::socklen_t,
-                )
-            }
-        };
-        if set(force) != 0 {
-            set(plain);
+        if set_integer(socket, libc::SOL_SOCKET, force, size).is_err() {
+            let _ = set_integer(socket, libc::SOL_SOCKET, plain, size);
         }
     }
 }
