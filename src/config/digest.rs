@@ -26,6 +26,7 @@ pub(super) fn digest(group: &Group) -> [u8; 32] {
     });
     canonical.number(group.rekey_after.as_secs());
     canonical.option(group.lanes, |canonical, lanes| canonical.number(lanes.into()));
+    canonical.option(group.spin, |canonical, spin| canonical.number(spin.as_micros() as u64));
 
     let mut sites: Vec<_> = group.sites.iter().collect();
     sites.sort_by(|a, b| a.name.cmp(&b.name));

@@ -33,6 +33,7 @@ const NETWORK: Field = field("network", "");
 const PRESHARED_KEY_FILE: Field = field("preshared_key_file", "\"group.psk\"");
 const REKEY_AFTER_S: Field = field("rekey_after_s", "120");
 const LANES: Field = field("lanes", "2");
+const SPIN_US: Field = field("spin_us", "50");
 const APPLIANCE: Field = field("appliance", "");
 const PUBLIC_KEY: Field = field("public_key", "\"<what landbridge pubkey prints>\"");
 const UNDERLAY: Field = field("underlay", "[\"192.0.2.11:51840\"]");
@@ -123,7 +124,7 @@ fn read_group(reader: &mut Reader<'_>, root: &Table<'_>) -> Option<Group> {
 
 /// The `[group]` table: a group that has no sites and networks yet.
 fn read_settings(reader: &mut Reader<'_>, table: &Table<'_>) -> Option<Group> {
-    reader.known_fields(table, &[NAME, PRESHARED_KEY_FILE, REKEY_AFTER_S, LANES]);
+    reader.known_fields(table, &[NAME, PRESHARED_KEY_FILE, REKEY_AFTER_S, LANES, SPIN_US]);
     let name = required_name(reader, table, "group name");
     let preshared_key_file = table.entries.get(PRESHARED_KEY_FILE.name).and_then(|value| {
         let path = reader.text(value)?;
@@ -134,11 +135,13 @@ fn read_settings(reader: &mut Reader<'_>, table: &Table<'_>) -> Option<Group> {
     });
     let rekey_after_s = number(reader, table, REKEY_AFTER_S, 2, 120);
     let lanes = number(reader, table, LANES, 1, 16);
+    let spin_us = number(reader, table, SPIN_US, 0, 1000);
     Some(Group {
         name: name?.to_owned(),
         preshared_key_file,
         rekey_after: rekey_after_s.map_or(DEFAULT_REKEY_AFTER, seconds),
         lanes: lanes.and_then(|lanes| u8::try_from(lanes).ok()),
+        spin: spin_us.map(|micros| Duration::from_micros(micros.into())),
         sites: Vec::new(),
         networks: Vec::new(),
         digest: [0; 32],

@@ -83,6 +83,9 @@ pub struct Group {
     pub rekey_after: Duration,
     /// Lanes per tunnel, 1 to 16; `None` lets each appliance choose by its cores.
     pub lanes: Option<u8>,
+    /// How long a data thread looks for work before it sleeps, at most, 0 to 1 ms;
+    /// `None` lets each appliance choose by its cores.
+    pub spin: Option<Duration>,
     /// The sites in the order of the file; [`SiteIndex`] counts them.
     pub sites: Vec<Site>,
     /// The networks in the order of the file; [`crate::topology::NetworkIndex`] counts them.

@@ -62,6 +62,7 @@ fn reads_everything() {
         Path::new("/etc/landbridge/group.psk")
     );
     assert_eq!((group.rekey_after, group.lanes), (Duration::from_secs(120), Some(2)));
+    assert_eq!(group.spin, Some(Duration::from_micros(30)));
     let [east, west] = &group.sites[..] else { panic!("two sites") };
     assert_eq!((east.name.as_str(), west.name.as_str()), ("east", "west"));
     assert_eq!(east.appliances[0].underlay.len(), 2);
@@ -85,7 +86,7 @@ fn reads_everything() {
 #[test]
 fn defaults() {
     let group = parse(GOOD, "group.toml").unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!((group.preshared_key_file.as_ref(), group.lanes), (None, None));
+    assert_eq!((group.preshared_key_file.as_ref(), group.lanes, group.spin), (None, None, None));
     assert_eq!(group.rekey_after, DEFAULT_REKEY_AFTER);
     let app = &group.networks[0];
     assert_eq!((app.max_macs, app.ageing), (DEFAULT_MAX_MACS, DEFAULT_AGEING));
@@ -123,6 +124,7 @@ fn mistakes_in_group() {
         ("lanes = -1", "`-1` is out of range", "from 1 to 16"),
         ("lanes = 99999999999999999999999999", "is out of range", "1 to 16"),
         ("lanes = 1.5", "expected a whole number, found a fraction", "1 to 16"),
+        ("spin_us = 1001", "`1001` is out of range", "from 0 to 1000"),
         ("preshared_key_file = true", "expected a string, found true or false", "\"true\""),
         ("preshared_key_file = \"\"", "the path is not valid", "leave"),
     ] {

@@ -22,6 +22,7 @@ use super::{
     data_thread::{DataThread, StartError, ThreadCommand},
     lan::{AttachmentEvent, AttachmentKind, AttachmentManager, AttachmentSpec, ManagerError},
     random::OsRandom,
+    spin::{Spin, default_limit},
     status::{Rates, Reporter},
     underlay::{ReceiveBuffers, SocketPair, Underlay, UnderlayError, UnderlaySocket},
 };
@@ -163,6 +164,7 @@ impl Daemon {
         let (event_sender, events) = mpsc::channel(EVENTS_MAX);
         let mut threads = Vec::new();
         let mut statistics = Vec::new();
+        let spin = group.spin.unwrap_or_else(|| default_limit(cores(), lanes.into()));
         for (index, sockets) in underlay.workers.into_iter().enumerate() {
             let index = index as u8;
             let worker = Worker::new(WorkerSettings {
@@ -176,7 +178,8 @@ impl Daemon {
             });
             statistics.push(worker.statistics());
             let name = format!("data-{index}");
-            threads.push(DataThread::start(name, worker, sockets, event_sender.clone())?);
+            let spin = Spin::new(spin);
+            threads.push(DataThread::start(name, worker, sockets, spin, event_sender.clone())?);
         }
         let specs = attachment_specs(&group, site, &topology, usize::from(lanes));
         let attachments = AttachmentManager::new(specs, &topology.appliance).await?;
@@ -386,9 +389,12 @@ fn deadline(at: Option<Instant>, now: Instant) -> TokioInstant {
     TokioInstant::now() + wait
 }
 
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 fn default_lanes() -> u8 {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    (cores / 2).clamp(1, DEFAULT_LANES_MAX) as u8
+    (cores() / 2).clamp(1, DEFAULT_LANES_MAX) as u8
 }
 
 fn seed() -> [u64; 2] {

@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -19,11 +20,13 @@ use tokio::sync::mpsc;
 use super::{
     clock,
     lan::{self, FRAME_BUFFER_LENGTH, LanQueue, ReceiveError},
+    spin::Spin,
     underlay::{ReceiveBuffers, SocketPair},
 };
 use crate::{
     node::{Counter, DeliverError, Outlet, Worker, WorkerCommand, WorkerEvent},
     offload::Offload,
+    time::Instant,
     topology::PortIndex,
     tunnel::{Path, SocketRole, TransmitError},
     wire::ethernet::VlanTag,
@@ -35,7 +38,7 @@ const COMMANDS_MAX: usize = 1024;
 /// throughput (a burst is what fills datagrams and GSO sends).
 const FRAMES_PER_TURN: usize = 16;
 /// The thread shows that it is alive at least this often.
-const WAIT_MAX_NS: u64 = 1_000_000_000;
+const WAIT_MAX: Duration = Duration::from_secs(1);
 const EPOLL_EVENTS: usize = 64;
 
 const TOKEN_WAKE: u64 = u64::MAX;
@@ -92,6 +95,7 @@ impl DataThread {
         name: String,
         worker: Worker,
         sockets: SocketPair,
+        spin: Spin,
         events: mpsc::Sender<WorkerEvent>,
     ) -> Result<Self, StartError> {
         let failed =
@@ -126,6 +130,7 @@ impl DataThread {
             alive_at: alive_at.clone(),
             stopping: stopping.clone(),
             epoll,
+            spin,
             frame: vec![0; FRAME_BUFFER_LENGTH].into_boxed_slice(),
             datagrams: ReceiveBuffers::default(),
         };
@@ -189,6 +194,7 @@ struct Thread {
     alive_at: Arc<AtomicU64>,
     stopping: Arc<AtomicBool>,
     epoll: OwnedFd,
+    spin: Spin,
     frame: Box<[u8]>,
     datagrams: ReceiveBuffers,
 }
@@ -204,14 +210,7 @@ impl Thread {
     fn run(mut self) {
         let mut ready = Vec::with_capacity(EPOLL_EVENTS);
         loop {
-            ready.clear();
-            let timeout = self.timeout();
-            let _ = epoll::wait(
-                &self.epoll,
-                rustix::buffer::spare_capacity(&mut ready),
-                Some(&timeout),
-            );
-            let now = clock::now();
+            let now = self.wait(&mut ready);
             self.alive_at.store(now.as_nanos(), Relaxed);
             if self.stopping.load(Relaxed) {
                 return;
@@ -238,13 +237,44 @@ impl Thread {
         }
     }
 
-    fn timeout(&self) -> Timespec {
-        let wait = self
+    /// Waits for something to do: looks for it as long as that promises
+    /// something, then sleeps. Returns the time.
+    fn wait(&mut self, ready: &mut Vec<epoll::Event>) -> Instant {
+        let start = clock::now();
+        let wait_max = self
             .worker
             .poll_timeout()
-            .map_or(WAIT_MAX_NS, |at| at.as_nanos().saturating_sub(clock::now().as_nanos()))
-            .min(WAIT_MAX_NS);
-        Timespec { tv_sec: (wait / 1_000_000_000) as i64, tv_nsec: (wait % 1_000_000_000) as i64 }
+            .map_or(WAIT_MAX, |at| at.saturating_since(start))
+            .min(WAIT_MAX);
+        let budget = self.spin.budget();
+        if !budget.is_zero() {
+            let until = start + budget.min(wait_max);
+            loop {
+                self.poll(ready, Duration::ZERO);
+                let now = clock::now();
+                if !ready.is_empty() || now >= until {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            if !ready.is_empty() {
+                return clock::now();
+            }
+        }
+        let asleep_at = clock::now();
+        self.poll(ready, wait_max.saturating_sub(asleep_at.saturating_since(start)));
+        let now = clock::now();
+        self.spin.slept(now.saturating_since(asleep_at));
+        now
+    }
+
+    fn poll(&self, ready: &mut Vec<epoll::Event>, timeout: Duration) {
+        let timeout = Timespec {
+            tv_sec: timeout.as_secs() as i64,
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        ready.clear();
+        let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(ready), Some(&timeout));
     }
 
     /// Carries out what the control thread wants.

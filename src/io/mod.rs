@@ -5,5 +5,6 @@ pub mod daemon;
 pub mod data_thread;
 pub mod lan;
 pub mod random;
+pub mod spin;
 mod status;
 pub mod underlay;
