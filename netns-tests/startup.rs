@@ -177,6 +177,7 @@ fn two_capabilities_suffice() {
         }
         let pair = stopped_pair(PairOptions {
             attachments: [kind, AttachmentKind::Bridge],
+            lanes: Some(2),
             ..PairOptions::default()
         });
         let directory = belongings_of_nobody(&pair);
@@ -189,6 +190,10 @@ fn two_capabilities_suffice() {
         assert!(status.contains(&format!("Uid:\t{NOBODY}\t{NOBODY}\t{NOBODY}")), "{status}");
         // CAP_NET_ADMIN is bit 12, CAP_NET_RAW bit 13 (capability.h).
         assert!(status.contains("CapEff:\t0000000000003000"), "{status}");
+        let restriction = fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled").unwrap();
+        let lacks_bpf = restriction.trim() != "0" && kind != AttachmentKind::Nic;
+        let said = process.stdout() + &process.stderr();
+        assert_eq!(said.contains("grant CAP_BPF"), lacks_bpf, "{said}");
     }
 }
 

@@ -351,6 +351,50 @@ fn each_flow_comes_to_one_of_several_sockets() {
     });
 }
 
+/// Without the program, the kernel moves a flow to the queue that answers it.
+#[test]
+fn a_flow_stays_on_its_tap_queue_whichever_queue_answers() {
+    const FLOWS: u16 = 64;
+    in_namespace(|| {
+        let mut queues: Vec<_> =
+            TapQueue::open("tap", 4).expect("a TAP").into_iter().map(LanQueue::Tap).collect();
+        ip("link set tap address 02:00:00:00:00:01");
+        address_host("tap");
+        let sockets: Vec<_> = (0..FLOWS)
+            .map(|flow| {
+                let socket = UdpSocket::bind(("10.9.0.1", 7000 + flow)).expect("bind");
+                socket.connect("10.9.0.2:9").expect("connect");
+                socket
+            })
+            .collect();
+        let mut places = [usize::MAX; FLOWS as usize];
+        for round in 0..3 {
+            for socket in &sockets {
+                socket.send(&[0; 100]).expect("send");
+            }
+            let mut frames = Vec::new();
+            for (place, queue) in queues.iter_mut().enumerate() {
+                while let Some(captured) = capture(queue, Duration::from_millis(50)) {
+                    let port = u16::from_be_bytes([captured.frame[34], captured.frame[35]]);
+                    let known = &mut places[usize::from(port - 7000)];
+                    assert!(round == 0 || *known == place, "flow {port} moved: {known}, {place}");
+                    *known = place;
+                    frames.push((place, captured));
+                }
+            }
+            assert_eq!(frames.len(), usize::from(FLOWS));
+            for (place, Captured { offload, frame, .. }) in frames {
+                let mut answer = turn_round(&frame);
+                answer[34..36].copy_from_slice(&frame[36..38]);
+                answer[36..38].copy_from_slice(&frame[34..36]);
+                let other = (place + 1 + round) % queues.len();
+                queues[other].transmit(None, &offload, &answer).expect("transmit");
+            }
+        }
+        assert!((0..4).all(|place| places.contains(&place)), "{places:?}");
+    });
+}
+
 #[test]
 fn queues_say_what_became_of_their_interface() {
     in_namespace(|| {
