@@ -14,6 +14,7 @@ mod harness;
 mod harness_check;
 mod hostile;
 mod isolation;
+mod lanes;
 mod macs;
 mod observation;
 mod path_mtu;
