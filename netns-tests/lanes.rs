@@ -7,12 +7,13 @@
 
 use crate::harness::{
     TestPair,
-    ask::{counter, eventually, peer, status},
+    account::dropped_frames,
+    ask::{eventually, peer, status},
     can_run,
     flows::{Delivery, Flows},
     landbridge_pair_alone,
 };
-use landbridge::lab::{AttachmentKind, Host, Pair, PairOptions, Side};
+use landbridge::lab::{AttachmentKind, Pair, PairOptions, Side};
 use std::{fs, thread, time::Duration};
 
 const FLOWS: usize = 64;
@@ -49,38 +50,11 @@ fn sent_by_lane(pair: &Pair, side: Side) -> Vec<u64> {
     lanes[1..].iter().map(|lane| lane.tx.packets).collect()
 }
 
-/// Datagrams on the way between these hosts that any counter admits to have dropped.
-fn accounted(pair: &Pair, from: Side) -> u64 {
-    let count = |side, name| counter(pair, side, name).unwrap();
-    let to = from.other();
-    let before = ["tap_tx_dropped", "packet_dropped"].map(|name| {
-        // A TAP has the one, a NIC the other.
-        counter(pair, from, name).unwrap_or(0)
-    });
-    let after = ["lan_full", "record_truncated"].map(|name| count(to, name));
-    let underlay = count(to, "stream_missing") * FRAMES_PER_DATAGRAM;
-    let hosts = dropped_by(pair.host(from)) + dropped_by(pair.host(to));
-    before.iter().chain(&after).sum::<u64>() + underlay + hosts
-}
-
-/// What a host's interface and its UDP sockets dropped.
-fn dropped_by(host: &Host) -> u64 {
-    let statistics = host.namespace.link("eth0").unwrap()["stats64"].clone();
-    let dropped = |way: &str| statistics[way]["dropped"].as_u64().expect("links count drops");
-    let read = || fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
-    let snmp = host.namespace.enter(read).unwrap();
-    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
-    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let place = names.split(' ').position(|name| name == "RcvbufErrors").unwrap();
-    let errors: u64 = values.split(' ').nth(place).unwrap().parse().unwrap();
-    dropped("tx") + dropped("rx") + errors
-}
-
 fn check_order(east: u8, attachment: AttachmentKind) {
     let pair = pair_with_lanes(east, attachment);
     let what = format!("{east} to {LANES} lanes, {attachment:?}");
     let lanes_before = Side::BOTH.map(|side| sent_by_lane(&pair, side));
-    let accounted_before = Side::BOTH.map(|from| accounted(&pair, from));
+    let accounted_before = Side::BOTH.map(|from| dropped_frames(&pair, from, FRAMES_PER_DATAGRAM));
     let flows = Flows::both_ways(Side::BOTH.map(|side| pair.host(side)), FLOWS, INTERVAL);
     thread::sleep(DURATION);
     let deliveries: [Delivery; 2] = flows.map(Flows::finish);
@@ -89,7 +63,8 @@ fn check_order(east: u8, attachment: AttachmentKind) {
         assert_eq!((delivery.doubled, delivery.overtaken), (0, 0), "{what}: {delivery:?}");
         assert!(delivery.sent - delivery.lost > 5000, "{what}: {delivery:?}");
         eventually("every loss to be accounted for", || {
-            let accounted = accounted(&pair, from) - accounted_before[from as usize];
+            let accounted =
+                dropped_frames(&pair, from, FRAMES_PER_DATAGRAM) - accounted_before[from as usize];
             let is_explained = delivery.lost <= accounted;
             if is_explained { Ok(()) } else { Err(format!("{what}: {delivery:?}, {accounted}")) }
         });

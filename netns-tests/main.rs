@@ -13,6 +13,7 @@ mod handshakes;
 mod harness;
 mod harness_check;
 mod hostile;
+mod integrity;
 mod isolation;
 mod lanes;
 mod macs;
