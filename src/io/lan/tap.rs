@@ -6,6 +6,7 @@
 use std::{
     io::IoSliceMut,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Once,
 };
 
 use rustix::{
@@ -73,11 +74,14 @@ impl TapQueue {
         if count > 1
             && let Err(errno) = steer_by_flow(&queues[0].file)
         {
-            warn!(
-                interface = name, %errno,
-                "the kernel chooses the TAP's queues by itself, and may reorder a flow when it \
-                 moves it; try: grant CAP_BPF"
-            );
+            static ONCE: Once = Once::new();
+            ONCE.call_once(|| {
+                warn!(
+                    interface = name, %errno,
+                    "the kernel chooses the TAP's queues by itself, and may reorder a flow when \
+                     it moves it; try: grant CAP_BPF"
+                );
+            });
         }
         Ok(queues)
     }

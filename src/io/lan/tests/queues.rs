@@ -316,29 +316,32 @@ fn a_superframe_whose_segments_exceed_the_mtu_is_refused() {
 }
 
 #[test]
-fn each_flow_comes_to_one_of_several_sockets() {
+fn both_directions_of_a_flow_come_to_one_of_several_sockets() {
     in_namespace(|| {
         veth_pair();
         let mut host = open_packet("host", 1).remove(0);
         let mut queues = open_packet("nic", 3);
-        let builder = |port| {
+        let builder = |hosts: [u8; 2], ports: [u16; 2]| {
             let mut frame = Vec::new();
-            PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
-                .ipv4([10, 9, 0, 1], [10, 9, 0, 2], 64)
-                .udp(port, 9)
+            PacketBuilder::ethernet2([2, 0, 0, 0, 0, hosts[0]], [2, 0, 0, 0, 0, hosts[1]])
+                .ipv4([10, 9, 0, hosts[0]], [10, 9, 0, hosts[1]], 64)
+                .udp(ports[0], ports[1])
                 .write(&mut frame, &[])
                 .expect("a frame");
             frame
         };
-        for port in (1..=91).chain(1..=91) {
-            host.transmit(None, &Offload::NONE, &builder(port)).expect("transmit");
+        let there = (1..=91).map(|port| builder([1, 2], [port, 999]));
+        let back = (1..=91).map(|port| builder([2, 1], [999, port]));
+        for frame in there.chain(back) {
+            host.transmit(None, &Offload::NONE, &frame).expect("transmit");
         }
         let mut flows = Vec::new();
         let mut busy = 0;
         for queue in &mut queues {
             let mut ports = Vec::new();
             while let Some(captured) = capture(queue, Duration::from_millis(200)) {
-                ports.push(u16::from_be_bytes([captured.frame[34], captured.frame[35]]));
+                let port = |at| u16::from_be_bytes([captured.frame[at], captured.frame[at + 1]]);
+                ports.push(port(34).min(port(36)));
             }
             let (first, second) = ports.split_at(ports.len() / 2);
             assert_eq!(first, second, "a flow was split");
