@@ -48,6 +48,13 @@ impl Seeded {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
+    /// Fills all whole words of eight bytes.
+    pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
+        for word in bytes.chunks_exact_mut(8) {
+            word.copy_from_slice(&self.next().to_ne_bytes());
+        }
+    }
+
     pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
         std::iter::repeat_with(|| self.next() as u8).take(length).collect()
     }

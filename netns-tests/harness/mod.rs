@@ -1,6 +1,7 @@
 //! What the tests stand on: pairs that show their logs on failure, raw frames,
 //! a relay in the underlay, programs of the distribution.
 
+pub(crate) mod account;
 pub(crate) mod ask;
 pub(crate) mod flows;
 pub(crate) mod frames;
@@ -8,6 +9,8 @@ pub(crate) mod nft;
 pub(crate) mod packet;
 pub(crate) mod probe;
 pub(crate) mod relay;
+pub(crate) mod sums;
+pub(crate) mod tagged;
 
 use landbridge::lab::{Carrier, LabError, Pair, PairOptions, Process, Run, require_root};
 use std::{

@@ -443,8 +443,8 @@ fn udp_offset(packet: &[u8]) -> Option<usize> {
     (packet.len() >= offset + 8).then_some(offset)
 }
 
-/// RFC 1071.
-fn internet_checksum(bytes: &[u8]) -> u16 {
+/// RFC 1071; 0 where `bytes` hold a checksum that is right.
+pub(crate) fn internet_checksum(bytes: &[u8]) -> u16 {
     let words =
         bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)));
     let mut sum: u32 = words.sum();

@@ -112,7 +112,7 @@ impl Traffic {
         let (start, mut seeded, mut sent) = (Instant::now(), Seeded::new(seed), 0);
         let mut chunk = vec![0; CHUNK];
         while start.elapsed() < duration && !self.stop.load(Relaxed) {
-            fill(&mut seeded, &mut chunk);
+            seeded.fill(&mut chunk);
             stream.write_all(&chunk)?;
             sent += chunk.len() as u64;
         }
@@ -136,7 +136,7 @@ impl Traffic {
                     more => length += more,
                 }
             }
-            fill(&mut seeded, &mut expected);
+            seeded.fill(&mut expected);
             if chunk[..length] != expected[..length] {
                 let wrong = chunk.iter().zip(&expected).position(|(is, should)| is != should);
                 return Err(format!("byte {} is wrong", received + wrong.unwrap_or(0) as u64));
@@ -147,12 +147,6 @@ impl Traffic {
                 return Ok(received);
             }
         }
-    }
-}
-
-fn fill(seeded: &mut Seeded, bytes: &mut [u8]) {
-    for word in bytes.chunks_exact_mut(8) {
-        word.copy_from_slice(&seeded.next().to_ne_bytes());
     }
 }
 

@@ -18,6 +18,8 @@ use crate::{
 /// Bits of `CapEff` (`include/uapi/linux/capability.h`).
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_BPF: u32 = 39;
 
 /// Receive buffer that a burst at full rate needs, in bytes.
 const WANTED_RECEIVE_BUFFER_BYTES: u64 = 4 << 20;
@@ -41,6 +43,8 @@ pub fn check(group: &Group, site: SiteIndex, appliance: &Appliance, findings: &m
     }
     if has_tap {
         findings.push(tun_device(Path::new("/dev/net/tun")));
+        let restriction = fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled");
+        findings.extend(steering(restriction.is_ok_and(|text| text.trim() != "0"), capabilities));
     }
     let running = is_running(&appliance.name);
     let interfaces = Interfaces(PathBuf::from("/sys/class/net"));
@@ -91,6 +95,17 @@ fn capability(effective: u64, bit: u32, name: &str) -> Finding {
         format!("{name} is missing: `landbridge run` needs it"),
         "run this check and landbridge as root, or with the systemd unit, which grants it",
     )
+}
+
+/// Whether a TAP's queues can be chosen by flow (bpf(2)).
+fn steering(is_restricted: bool, effective: u64) -> Option<Finding> {
+    if !is_restricted || effective & (1 << CAP_BPF | 1 << CAP_SYS_ADMIN) != 0 {
+        return None;
+    }
+    Some(Finding::warning(
+        "CAP_BPF is missing: with several lanes, a flow from a TAP may be reordered now and then",
+        "grant it, as the systemd unit does, or set `lanes = 1`",
+    ))
 }
 
 fn tun_device(path: &Path) -> Finding {
@@ -361,6 +376,10 @@ mod tests {
         assert_eq!(capability(effective, CAP_NET_ADMIN, "A").level, Level::Ok);
         assert_eq!(capability(effective, CAP_NET_RAW, "B").level, Level::Error);
         assert_eq!(effective_capabilities("CapEff: x"), None);
+        assert_eq!(steering(true, effective).map(|finding| finding.level), Some(Level::Warning));
+        for (is_restricted, capabilities) in [(false, 0), (true, 1 << 39), (true, 1 << 21)] {
+            assert!(steering(is_restricted, capabilities).is_none());
+        }
         assert_eq!(receive_buffer(212_992, effective).level, Level::Ok);
         assert_eq!(receive_buffer(212_992, 0).level, Level::Warning);
         assert_eq!(receive_buffer(WANTED_RECEIVE_BUFFER_BYTES, 0).level, Level::Ok);

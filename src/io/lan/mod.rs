@@ -19,6 +19,7 @@ mod outgoing;
 mod packet;
 mod plain;
 mod setup;
+mod steering;
 mod tap;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@
 use std::{
     io::IoSliceMut,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Once,
 };
 
 use rustix::{
@@ -13,8 +14,11 @@ use rustix::{
     io::Errno,
 };
 
+use tracing::warn;
+
 use super::{
     HEADROOM, MAX_FRAME_LENGTH, ReceiveError, Received, TransmitError, outgoing::Outgoing,
+    steering::steer_by_flow,
 };
 use crate::{
     offload::{
@@ -37,7 +41,8 @@ pub struct TapQueue {
 
 impl TapQueue {
     /// Makes the TAP `name` with `count` queues (at least 1), down, with the
-    /// best offloads that this kernel has.
+    /// best offloads that this kernel has. Which queue a flow comes to never
+    /// changes, where the kernel takes an eBPF program for that.
     pub fn open(name: &str, count: usize) -> Result<Vec<Self>, TapError> {
         Self::open_with(name, count, &ReceiveOffload::ALL)
     }
@@ -65,6 +70,18 @@ impl TapQueue {
                 .map_err(|source| TapError::Offload { name: name.to_owned(), source })?;
             let scratch = vec![0; MAX_FRAME_LENGTH].into_boxed_slice();
             queues.push(Self { file, offload, scratch });
+        }
+        if count > 1
+            && let Err(errno) = steer_by_flow(&queues[0].file)
+        {
+            static ONCE: Once = Once::new();
+            ONCE.call_once(|| {
+                warn!(
+                    interface = name, %errno,
+                    "the kernel chooses the TAP's queues by itself, and may reorder a flow when \
+                     it moves it; try: grant CAP_BPF"
+                );
+            });
         }
         Ok(queues)
     }

@@ -28,7 +28,7 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-fn is_privileged() -> bool {
+pub(super) fn is_privileged() -> bool {
     if rustix::process::geteuid().is_root() {
         return true;
     }

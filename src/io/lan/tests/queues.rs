@@ -316,29 +316,32 @@ fn a_superframe_whose_segments_exceed_the_mtu_is_refused() {
 }
 
 #[test]
-fn each_flow_comes_to_one_of_several_sockets() {
+fn both_directions_of_a_flow_come_to_one_of_several_sockets() {
     in_namespace(|| {
         veth_pair();
         let mut host = open_packet("host", 1).remove(0);
         let mut queues = open_packet("nic", 3);
-        let builder = |port| {
+        let builder = |hosts: [u8; 2], ports: [u16; 2]| {
             let mut frame = Vec::new();
-            PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
-                .ipv4([10, 9, 0, 1], [10, 9, 0, 2], 64)
-                .udp(port, 9)
+            PacketBuilder::ethernet2([2, 0, 0, 0, 0, hosts[0]], [2, 0, 0, 0, 0, hosts[1]])
+                .ipv4([10, 9, 0, hosts[0]], [10, 9, 0, hosts[1]], 64)
+                .udp(ports[0], ports[1])
                 .write(&mut frame, &[])
                 .expect("a frame");
             frame
         };
-        for port in (1..=91).chain(1..=91) {
-            host.transmit(None, &Offload::NONE, &builder(port)).expect("transmit");
+        let there = (1..=91).map(|port| builder([1, 2], [port, 999]));
+        let back = (1..=91).map(|port| builder([2, 1], [999, port]));
+        for frame in there.chain(back) {
+            host.transmit(None, &Offload::NONE, &frame).expect("transmit");
         }
         let mut flows = Vec::new();
         let mut busy = 0;
         for queue in &mut queues {
             let mut ports = Vec::new();
             while let Some(captured) = capture(queue, Duration::from_millis(200)) {
-                ports.push(u16::from_be_bytes([captured.frame[34], captured.frame[35]]));
+                let port = |at| u16::from_be_bytes([captured.frame[at], captured.frame[at + 1]]);
+                ports.push(port(34).min(port(36)));
             }
             let (first, second) = ports.split_at(ports.len() / 2);
             assert_eq!(first, second, "a flow was split");
@@ -348,6 +351,50 @@ fn each_flow_comes_to_one_of_several_sockets() {
         flows.sort_unstable();
         assert_eq!(flows, (1..=91).collect::<Vec<_>>());
         assert!(busy > 1, "all flows came to one socket");
+    });
+}
+
+/// Without the program, the kernel moves a flow to the queue that answers it.
+#[test]
+fn a_flow_stays_on_its_tap_queue_whichever_queue_answers() {
+    const FLOWS: u16 = 64;
+    in_namespace(|| {
+        let mut queues: Vec<_> =
+            TapQueue::open("tap", 4).expect("a TAP").into_iter().map(LanQueue::Tap).collect();
+        ip("link set tap address 02:00:00:00:00:01");
+        address_host("tap");
+        let sockets: Vec<_> = (0..FLOWS)
+            .map(|flow| {
+                let socket = UdpSocket::bind(("10.9.0.1", 7000 + flow)).expect("bind");
+                socket.connect("10.9.0.2:9").expect("connect");
+                socket
+            })
+            .collect();
+        let mut places = [usize::MAX; FLOWS as usize];
+        for round in 0..3 {
+            for socket in &sockets {
+                socket.send(&[0; 100]).expect("send");
+            }
+            let mut frames = Vec::new();
+            for (place, queue) in queues.iter_mut().enumerate() {
+                while let Some(captured) = capture(queue, Duration::from_millis(50)) {
+                    let port = u16::from_be_bytes([captured.frame[34], captured.frame[35]]);
+                    let known = &mut places[usize::from(port - 7000)];
+                    assert!(round == 0 || *known == place, "flow {port} moved: {known}, {place}");
+                    *known = place;
+                    frames.push((place, captured));
+                }
+            }
+            assert_eq!(frames.len(), usize::from(FLOWS));
+            for (place, Captured { offload, frame, .. }) in frames {
+                let mut answer = turn_round(&frame);
+                answer[34..36].copy_from_slice(&frame[36..38]);
+                answer[36..38].copy_from_slice(&frame[34..36]);
+                let other = (place + 1 + round) % queues.len();
+                queues[other].transmit(None, &offload, &answer).expect("transmit");
+            }
+        }
+        assert!((0..4).all(|place| places.contains(&place)), "{places:?}");
     });
 }
 
