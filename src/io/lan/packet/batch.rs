@@ -11,9 +11,9 @@ use super::super::{TransmitError, outgoing::Outgoing};
 use crate::offload::virtio::HEADER_LENGTH as VNET_HEADER_LENGTH;
 
 /// Frames per batch.
-pub(super) const BATCH_MAX: usize = 32;
+const BATCH_MAX: usize = 32;
 /// Bytes of a frame and its kernel header, at most; longer ones go by themselves.
-pub(super) const SLOT_LENGTH: usize = 2048;
+const SLOT_LENGTH: usize = 2048;
 
 /// Frames that wait for the end of the burst, each behind its kernel header.
 #[derive(Debug)]
@@ -21,12 +21,13 @@ pub(super) struct Batch {
     bytes: Box<[u8]>,
     lengths: [u16; BATCH_MAX],
     count: usize,
+    refused: Refused,
 }
 
 impl Batch {
-    pub(super) fn new() -> Self {
+    pub(super) fn new() -> Box<Self> {
         let bytes = vec![0; BATCH_MAX * SLOT_LENGTH].into_boxed_slice();
-        Self { bytes, lengths: [0; BATCH_MAX], count: 0 }
+        Box::new(Self { bytes, lengths: [0; BATCH_MAX], count: 0, refused: Refused::default() })
     }
 
     /// Whether a frame of this kind goes into a batch at all.
@@ -47,18 +48,25 @@ impl Batch {
 
     /// Sends what was kept, in order, and counts what the kernel refuses. One
     /// refused frame never stops the others.
-    pub(super) fn send(&mut self, socket: impl AsFd, refused: &mut Refused) {
+    pub(super) fn send(&mut self, socket: impl AsFd) {
         let mut sent = 0;
         while sent < self.count {
             match self.send_from(&socket, sent) {
                 Ok(count) => sent += count.max(1),
                 Err(error) => {
-                    refused.add(error);
+                    self.refused.add(error);
                     sent += 1;
                 }
             }
         }
         self.count = 0;
+    }
+
+    /// Tells and forgets each reason for which frames were refused, and how many.
+    pub(super) fn drain_refused(&mut self, tell: &mut impl FnMut(TransmitError, u64)) {
+        for (error, count) in self.refused.0.iter_mut().map_while(Option::take) {
+            tell(error, count);
+        }
     }
 
     /// Sends frames from number `first` on. The error is that one's: sendmmsg
@@ -89,7 +97,7 @@ impl Batch {
 
 /// Frames that were refused after `transmit` had taken them, by reason.
 #[derive(Debug, Default)]
-pub(super) struct Refused([Option<(TransmitError, u64)>; Refused::REASONS]);
+struct Refused([Option<(TransmitError, u64)>; Refused::REASONS]);
 
 impl Refused {
     /// How many kinds of [`TransmitError`] there are.
@@ -112,12 +120,5 @@ impl Refused {
             }
         }
         unreachable!("more kinds of errors than there are");
-    }
-
-    /// Tells and forgets each reason and how many frames it cost.
-    pub(super) fn drain(&mut self, tell: &mut impl FnMut(TransmitError, u64)) {
-        for (error, count) in self.0.iter_mut().map_while(Option::take) {
-            tell(error, count);
-        }
     }
 }

@@ -29,7 +29,7 @@ use rustix::{io::Errno, net::sockopt::socket_error};
 
 pub use self::statistics::PacketStatistics;
 use self::{
-    batch::{Batch, Refused},
+    batch::Batch,
     ring::{Filled, ReceiveRing},
     socket::{join_fanout, open_silent, receive_message},
     statistics::{Tally, Totals},
@@ -61,8 +61,7 @@ pub struct PacketQueue {
     was_idle: bool,
     checked: Checked,
     tally: Arc<Tally>,
-    batch: Batch,
-    refused: Refused,
+    batch: Box<Batch>,
     /// The NIC's MTU, bytes, as the manager last heard it.
     mtu: Arc<AtomicU32>,
     takes_udp_superframes: bool,
@@ -107,7 +106,6 @@ impl PacketQueue {
                     checked: Checked::default(),
                     tally: Arc::default(),
                     batch: Batch::new(),
-                    refused: Refused::default(),
                     mtu: Arc::clone(mtu),
                     takes_udp_superframes,
                     scratch: vec![0; MAX_FRAME_LENGTH].into_boxed_slice(),
@@ -209,26 +207,26 @@ impl PacketQueue {
             }
             let is_udp = matches!(offload.segmentation, Segmentation::Udp4 | Segmentation::Udp6);
             if is_udp && !self.takes_udp_superframes {
-                self.batch.send(&self.socket, &mut self.refused);
+                self.batch.send(&self.socket);
                 let header = [0; VNET_HEADER_LENGTH];
                 let scratch = &mut self.scratch;
                 return outgoing.segment_and_write(&self.socket, &header, offload, scratch);
             }
         }
         if !Batch::takes(outgoing) {
-            self.batch.send(&self.socket, &mut self.refused);
+            self.batch.send(&self.socket);
             return outgoing.write(&self.socket, &header);
         }
         self.batch.push(outgoing, &header);
         if self.batch.is_full() {
-            self.batch.send(&self.socket, &mut self.refused);
+            self.batch.send(&self.socket);
         }
         Ok(())
     }
 
     pub(super) fn flush(&mut self, tell: &mut impl FnMut(TransmitError, u64)) {
-        self.batch.send(&self.socket, &mut self.refused);
-        self.refused.drain(tell);
+        self.batch.send(&self.socket);
+        self.batch.drain_refused(tell);
     }
 
     /// Does without the ring if it has stalled.
@@ -245,14 +243,18 @@ impl PacketQueue {
         if !checked.is_stalled_since(&before) {
             return;
         }
-        let closed = self.ring.take().map_or(Ok(()), |ring| ring.close(&self.socket));
-        match closed {
+        match self.give_up_ring() {
             Ok(()) => tracing::warn!(
                 "a superframe that the kernel can't describe stalled a NIC's receive ring: going \
                  on without; try: ethtool -K <nic> gro off"
             ),
             Err(errno) => tracing::error!(%errno, "can't remove a NIC's stalled receive ring"),
         }
+    }
+
+    /// From now on every frame takes a system call; what waits in the ring is lost.
+    pub(super) fn give_up_ring(&mut self) -> Result<(), Errno> {
+        self.ring.take().map_or(Ok(()), |ring| ring.close(&self.socket))
     }
 }
 

@@ -28,7 +28,7 @@ use super::socket::set_option;
 use crate::{offload::virtio::HEADER_LENGTH as VNET_HEADER_LENGTH, wire::ethernet::VlanTag};
 
 /// Bytes of a slot: a 1518-byte frame and all that comes before it.
-pub(super) const SLOT_LENGTH: usize = 2048;
+const SLOT_LENGTH: usize = 2048;
 /// Bytes that the kernel allocates in one piece.
 const BLOCK_LENGTH: usize = 64 << 10;
 const SLOTS_PER_BLOCK: usize = BLOCK_LENGTH / SLOT_LENGTH;

@@ -166,7 +166,9 @@ pub(super) fn set_option<T: Copy>(
     let length = mem::size_of::<T>() as libc::socklen_t;
     let value = std::ptr::from_ref(value).cast();
     // SAFETY: `value` points to `length` readable bytes.
-    check(unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), libc::SOL_PACKET, option, value, length) })
+    check(unsafe {
+        libc::setsockopt(socket.as_fd().as_raw_fd(), libc::SOL_PACKET, option, value, length)
+    })
 }
 
 /// Reads an option of level SOL_PACKET into a plain C value that any bytes make.
