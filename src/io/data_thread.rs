@@ -39,6 +39,8 @@ const COMMANDS_MAX: usize = 1024;
 const FRAMES_PER_TURN: usize = 16;
 /// The thread shows that it is alive at least this often.
 const WAIT_MAX: Duration = Duration::from_secs(1);
+/// How often the queues are looked after, at most; at least as often as the thread turns.
+const LAN_CHECK_INTERVAL_NS: u64 = 250_000_000;
 const EPOLL_EVENTS: usize = 64;
 
 const TOKEN_WAKE: u64 = u64::MAX;
@@ -133,6 +135,7 @@ impl DataThread {
             spin,
             frame: vec![0; FRAME_BUFFER_LENGTH].into_boxed_slice(),
             datagrams: ReceiveBuffers::default(),
+            check_lan_at: 0,
         };
         let handle = std::thread::Builder::new()
             .name(name)
@@ -197,6 +200,8 @@ struct Thread {
     spin: Spin,
     frame: Box<[u8]>,
     datagrams: ReceiveBuffers,
+    /// When the queues are next looked after, ns on [`clock`].
+    check_lan_at: u64,
 }
 
 /// The worker's way out: this thread's queues and sockets.
@@ -229,7 +234,9 @@ impl Thread {
             let now = clock::now();
             if self.worker.poll_timeout().is_some_and(|at| at <= now) {
                 self.worker.handle_timeout(now, &mut self.outlet);
+                self.flush_lan();
             }
+            self.check_lan(now.as_nanos());
             while let Some(event) = self.worker.poll_event() {
                 // A control thread that is behind asks the statistics instead.
                 let _ = self.events.try_send(event);
@@ -368,6 +375,24 @@ impl Thread {
         let now = clock::now();
         let Self { worker, outlet, datagrams, .. } = self;
         datagrams.drain(|path, datagram| worker.handle_datagram(now, path, datagram, outlet));
+        self.flush_lan();
+    }
+
+    /// Puts onto the LAN what the burst that ends here left waiting.
+    fn flush_lan(&mut self) {
+        let Self { worker, outlet, .. } = self;
+        for queue in outlet.lan.iter_mut().flatten() {
+            queue.flush(|error, frames| worker.undelivered(deliver_error(error), frames));
+        }
+    }
+
+    /// Looks after the queues every [`LAN_CHECK_INTERVAL_NS`].
+    fn check_lan(&mut self, now: u64) {
+        if now < self.check_lan_at {
+            return;
+        }
+        self.check_lan_at = now + LAN_CHECK_INTERVAL_NS;
+        self.outlet.lan.iter_mut().flatten().for_each(LanQueue::check);
     }
 }
 
@@ -393,14 +418,18 @@ impl Outlet for LanAndUnderlay {
         let Some(Some(queue)) = self.lan.get_mut(usize::from(port.0)) else {
             return Err(DeliverError::NotUp);
         };
-        queue.transmit(vlan, offload, frame).map_err(|error| match error {
-            lan::TransmitError::Full => DeliverError::Full,
-            lan::TransmitError::InvalidOffload(_) | lan::TransmitError::TooShort { .. } => {
-                DeliverError::InvalidOffload
-            }
-            lan::TransmitError::TooBig { .. } => DeliverError::TooBig,
-            lan::TransmitError::Down | lan::TransmitError::Gone => DeliverError::NotUp,
-            lan::TransmitError::Kernel(_) => DeliverError::Refused,
-        })
+        queue.transmit(vlan, offload, frame).map_err(deliver_error)
+    }
+}
+
+fn deliver_error(error: lan::TransmitError) -> DeliverError {
+    match error {
+        lan::TransmitError::Full => DeliverError::Full,
+        lan::TransmitError::InvalidOffload(_) | lan::TransmitError::TooShort { .. } => {
+            DeliverError::InvalidOffload
+        }
+        lan::TransmitError::TooBig { .. } => DeliverError::TooBig,
+        lan::TransmitError::Down | lan::TransmitError::Gone => DeliverError::NotUp,
+        lan::TransmitError::Kernel(_) => DeliverError::Refused,
     }
 }

@@ -418,8 +418,9 @@ impl Reporter {
                 scope,
                 "packet_dropped",
                 drops.packet_socket,
-                "frames that the kernel dropped because the packet socket's buffer was full \
-                 (PACKET_STATISTICS): the data thread is too slow",
+                "frames that the kernel dropped because the packet socket's ring or buffer was full \
+                 (PACKET_STATISTICS): the data thread is too slow; or because it could not describe \
+                 a superframe: see the log",
             ));
         }
         all

@@ -43,6 +43,7 @@ pub trait Outlet {
     -> Result<(), TransmitError>;
 
     /// Puts a frame onto the LAN at `port`, with `vlan` as its outermost tag.
+    /// The shell may keep it for the end of its burst.
     ///
     /// # Errors
     /// See [`DeliverError`].
@@ -73,6 +74,19 @@ pub enum DeliverError {
     /// Anything else the kernel said.
     #[error("refused by the kernel")]
     Refused,
+}
+
+impl DeliverError {
+    /// Where it is counted.
+    pub(crate) const fn counter(self) -> Counter {
+        match self {
+            Self::Full => Counter::LanFull,
+            Self::InvalidOffload => Counter::LanInvalidOffload,
+            Self::TooBig => Counter::LanTooBig,
+            Self::NotUp => Counter::LanNotUp,
+            Self::Refused => Counter::LanRefused,
+        }
+    }
 }
 
 /// What the control plane tells the workers.

@@ -177,6 +177,11 @@ impl Worker {
         self.forwarding.statistics.counters.bump(counter);
     }
 
+    /// Counts frames that the outlet took and could not deliver after all.
+    pub fn undelivered(&self, error: DeliverError, frames: u64) {
+        self.forwarding.statistics.counters.add(error.counter(), frames);
+    }
+
     /// Carries out what the control plane wants.
     pub fn handle_command(&mut self, now: Instant, command: WorkerCommand) {
         match command {
@@ -478,13 +483,7 @@ impl Forwarding {
                 add(&statistics.to_lan_frames, 1);
                 add(&statistics.to_lan_bytes, frame.len() as u64);
             }
-            Err(error) => counters.bump(match error {
-                DeliverError::Full => Counter::LanFull,
-                DeliverError::InvalidOffload => Counter::LanInvalidOffload,
-                DeliverError::TooBig => Counter::LanTooBig,
-                DeliverError::NotUp => Counter::LanNotUp,
-                DeliverError::Refused => Counter::LanRefused,
-            }),
+            Err(error) => counters.bump(error.counter()),
         }
     }
 }

@@ -85,7 +85,8 @@ impl LanQueue {
         }
     }
 
-    /// Puts a frame onto the LAN, `vlan` (if any) as its outermost tag.
+    /// Puts a frame onto the LAN, `vlan` (if any) as its outermost tag. It may
+    /// wait for others, at most until [`Self::flush`].
     ///
     /// What the kernel can't cut is cut in software; then the first failed
     /// segment's error is returned and the rest is not sent.
@@ -100,6 +101,24 @@ impl LanQueue {
             Self::Tap(queue) => queue.transmit(&outgoing, offload),
             Self::Plain(queue) => queue.transmit(&outgoing, offload),
             Self::Packet(queue) => queue.transmit(&outgoing, offload),
+        }
+    }
+
+    /// The end of a burst: sends what waits. Each reason for which frames that
+    /// [`Self::transmit`] had taken were refused, and their number, goes to `refused`.
+    pub fn flush(&mut self, mut refused: impl FnMut(TransmitError, u64)) {
+        match self {
+            Self::Tap(_) | Self::Plain(_) => {}
+            Self::Packet(queue) => queue.flush(&mut refused),
+        }
+    }
+
+    /// Looks whether frames still come, and sees to it that they do. To be
+    /// called every now and then: it takes a system call.
+    pub fn check(&mut self) {
+        match self {
+            Self::Tap(_) | Self::Plain(_) => {}
+            Self::Packet(queue) => queue.check(),
         }
     }
 }

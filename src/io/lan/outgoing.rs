@@ -19,6 +19,8 @@ const GSO_TYPE_OFFSET: usize = 1;
 const HDR_LEN_OFFSET: usize = 2;
 const CSUM_START_OFFSET: usize = 6;
 
+const TAGGED_HEADER_LENGTH: usize = ethernet::HEADER_LENGTH + TAG_LENGTH;
+
 /// A frame of at least an Ethernet header, and the tag to put into it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Outgoing<'a> {
@@ -44,6 +46,11 @@ impl<'a> Outgoing<'a> {
         Ok(if self.vlan.is_some() { shift_for_tag(header) } else { header })
     }
 
+    /// Length of the frame with its tag, bytes.
+    pub(super) fn length(&self) -> usize {
+        self.frame.len() + if self.vlan.is_some() { TAG_LENGTH } else { 0 }
+    }
+
     /// Length in bytes of the longest packet that a superframe with this
     /// kernel header is cut into, from the IP header on.
     pub(super) fn packet_length(
@@ -51,23 +58,41 @@ impl<'a> Outgoing<'a> {
         header: &[u8; VNET_HEADER_LENGTH],
         offload: &Offload,
     ) -> usize {
-        let tag_length = if self.vlan.is_some() { TAG_LENGTH } else { 0 };
+        let tag_length = self.length() - self.frame.len();
         let headers = usize::from(read_u16(header, HDR_LEN_OFFSET)).saturating_sub(tag_length);
         let segment = (headers + usize::from(offload.segment_size)).min(self.frame.len());
         let packet_offset = Frame::new_checked(self.frame).map_or(0, Frame::payload_offset);
         segment.saturating_sub(packet_offset)
     }
 
+    /// Copies `header` and the frame into `room`, which must take both;
+    /// returns how many bytes that were.
+    pub(super) fn copy_to(&self, header: &[u8], room: &mut [u8]) -> usize {
+        let mut tagged = [0; TAGGED_HEADER_LENGTH];
+        let (head, rest) = self.split(&mut tagged);
+        let mut length = 0;
+        for part in [header, head, rest] {
+            room[length..][..part.len()].copy_from_slice(part);
+            length += part.len();
+        }
+        length
+    }
+
+    /// The frame in two parts; the first is in `tagged`, where it has a tag.
+    fn split<'b>(&'b self, tagged: &'b mut [u8; TAGGED_HEADER_LENGTH]) -> (&'b [u8], &'b [u8]) {
+        match (self.vlan, self.frame.split_first_chunk()) {
+            (Some(tag), Some((header, rest))) => {
+                *tagged = insert_tag(header, tag);
+                (tagged, rest)
+            }
+            _ => (&[], self.frame),
+        }
+    }
+
     /// Writes the frame behind `header` (empty: none).
     pub(super) fn write(&self, file: impl AsFd, header: &[u8]) -> Result<(), TransmitError> {
-        let mut tagged = [0; ethernet::HEADER_LENGTH + TAG_LENGTH];
-        let (head, rest) = match (self.vlan, self.frame.split_first_chunk()) {
-            (Some(tag), Some((header, rest))) => {
-                tagged = insert_tag(header, tag);
-                (&tagged[..], rest)
-            }
-            _ => (&tagged[..0], self.frame),
-        };
+        let mut tagged = [0; TAGGED_HEADER_LENGTH];
+        let (head, rest) = self.split(&mut tagged);
         let parts = [IoSlice::new(header), IoSlice::new(head), IoSlice::new(rest)];
         rustix::io::writev(file, &parts)
             .map(drop)

@@ -5,7 +5,9 @@
 #![allow(clippy::disallowed_methods)]
 
 mod attachments;
+mod packet;
 mod queues;
+mod rates;
 mod tcp;
 
 use std::{ffi::CString, process::Command};

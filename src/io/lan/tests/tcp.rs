@@ -100,6 +100,7 @@ fn carry(from: &mut LanQueue, to: &mut LanQueue, buffer: &mut [u8]) -> usize {
         // A full queue is a lost frame, as on any LAN.
         let _ = to.transmit(received.vlan, &received.offload, received.frame());
     }
+    to.flush(|_, _| {});
     superframes
 }
 
