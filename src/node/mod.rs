@@ -13,6 +13,7 @@
 
 mod control;
 mod counters;
+mod delivery;
 mod worker;
 
 pub use control::{
@@ -41,7 +42,8 @@ pub trait Outlet {
     fn transmit(&mut self, path: &Path, size: usize, datagrams: &[u8])
     -> Result<(), TransmitError>;
 
-    /// Puts a frame onto the LAN at `port`, with `vlan` as its outermost tag.
+    /// Puts a frame onto the LAN at `port`, with `vlan` as its outermost tag. It may
+    /// be a superframe that was merged here.
     ///
     /// # Errors
     /// See [`DeliverError`].

@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Counter, Counters, DeliverError, Outlet, WorkerCommand, WorkerEvent};
+use super::{
+    Counter, Counters, Outlet, WorkerCommand, WorkerEvent,
+    delivery::{Delivery, Destination},
+};
 use crate::{
     bridge::{
         fdb::{Fdb, Learned, Location},
@@ -107,6 +110,7 @@ struct Forwarding {
     guard: UnderlayGuard,
     reflections: Arc<Mutex<ReflectionDetector>>,
     statistics: Arc<WorkerStatistics>,
+    delivery: Delivery,
     events: VecDeque<WorkerEvent>,
     suspicion_at: Instant,
 }
@@ -147,6 +151,7 @@ impl Worker {
                 fdb,
                 guard,
                 reflections,
+                delivery: Delivery::new(statistics.clone()),
                 statistics,
                 events: VecDeque::with_capacity(EVENTS_MAX),
                 suspicion_at: Instant::ZERO,
@@ -238,7 +243,8 @@ impl Worker {
         }
     }
 
-    /// Takes a datagram that came over `path`; opens it in place.
+    /// Takes a datagram that came over `path`; opens it in place. Its frames are
+    /// delivered, at the latest, with [`Worker::flush_to_lan`].
     #[inline]
     pub fn handle_datagram(
         &mut self,
@@ -280,6 +286,12 @@ impl Worker {
         }
     }
 
+    /// Delivers what is held to be merged with more: the end of a burst of datagrams.
+    #[inline]
+    pub fn flush_to_lan(&mut self, outlet: &mut impl Outlet) {
+        self.forwarding.delivery.flush(outlet);
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, outlet: &mut impl Outlet) {
         for tunnel in &mut self.tunnels {
@@ -295,6 +307,7 @@ impl Worker {
                 }
             }
         }
+        self.flush_to_lan(outlet);
     }
 
     /// When [`Worker::handle_timeout`] wants to be called.
@@ -465,20 +478,8 @@ impl Forwarding {
         if view.destination().is_group() {
             lock(&self.reflections).emitted(now, index, frame);
         }
-        match outlet.deliver(attachment.port, attachment.vlan, &offload, frame) {
-            Ok(()) => {
-                let statistics = &self.statistics.networks[usize::from(index.0)];
-                add(&statistics.to_lan_frames, 1);
-                add(&statistics.to_lan_bytes, frame.len() as u64);
-            }
-            Err(error) => counters.bump(match error {
-                DeliverError::Full => Counter::LanFull,
-                DeliverError::InvalidOffload => Counter::LanInvalidOffload,
-                DeliverError::TooBig => Counter::LanTooBig,
-                DeliverError::NotUp => Counter::LanNotUp,
-                DeliverError::Refused => Counter::LanRefused,
-            }),
-        }
+        let destination = Destination { network: index, attachment };
+        self.delivery.put(destination, offload, frame, outlet);
     }
 }
 
