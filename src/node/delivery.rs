@@ -80,3 +80,98 @@ fn hand_over(
         };
     statistics.counters.add(counter, merged);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    use super::*;
+    use crate::{
+        node::{Counters, NetworkStatistics},
+        offload::fixtures::FrameSpec,
+        topology::PortIndex,
+        tunnel::{Path, TransmitError},
+        wire::ethernet::VlanTag,
+    };
+
+    /// A LAN that answers as it is told.
+    struct Lan {
+        answer: Result<(), DeliverError>,
+        lengths: Vec<usize>,
+    }
+
+    impl Outlet for Lan {
+        fn transmit(&mut self, _: &Path, _: usize, _: &[u8]) -> Result<(), TransmitError> {
+            panic!("what came from a tunnel never leaves by one")
+        }
+
+        fn deliver(
+            &mut self,
+            _: PortIndex,
+            _: Option<VlanTag>,
+            _: &Offload,
+            frame: &[u8],
+        ) -> Result<(), DeliverError> {
+            self.lengths.push(frame.len());
+            self.answer
+        }
+    }
+
+    /// Three frames of 54 + 100 bytes that belong together, delivered.
+    fn deliver(
+        takes_superframes: bool,
+        answer: Result<(), DeliverError>,
+    ) -> (Vec<usize>, Arc<WorkerStatistics>) {
+        let statistics = Arc::new(WorkerStatistics {
+            counters: Counters::default(),
+            networks: [NetworkStatistics::default()].into(),
+            lanes: Vec::new(),
+        });
+        let attachment = PortAttachment { port: PortIndex(0), vlan: None, takes_superframes };
+        let destination = Destination { network: NetworkIndex(0), attachment };
+        let mut delivery = Delivery::new(statistics.clone());
+        let mut lan = Lan { answer, lengths: Vec::new() };
+        let whole = FrameSpec { payload: vec![1; 300], ..FrameSpec::default() };
+        for frame in whole.expected_segments(100) {
+            delivery.put(destination, Offload::NONE, &frame, &mut lan);
+        }
+        delivery.flush(&mut lan);
+        (lan.lengths, statistics)
+    }
+
+    #[test]
+    fn a_superframe_is_one_frame_written() {
+        let (lengths, statistics) = deliver(true, Ok(()));
+        assert_eq!(lengths, [354]);
+        let network = &statistics.networks[0];
+        let read = |value: &AtomicU64| value.load(Relaxed);
+        assert_eq!((read(&network.to_lan_frames), read(&network.to_lan_bytes)), (1, 354));
+        assert_eq!(statistics.counters.get(Counter::LanMerged), 3);
+    }
+
+    #[test]
+    fn every_frame_of_a_refused_superframe_is_counted() {
+        for (error, counter) in [
+            (DeliverError::Full, Counter::LanFull),
+            (DeliverError::InvalidOffload, Counter::LanInvalidOffload),
+            (DeliverError::TooBig, Counter::LanTooBig),
+            (DeliverError::NotUp, Counter::LanNotUp),
+            (DeliverError::Refused, Counter::LanRefused),
+        ] {
+            let (lengths, statistics) = deliver(true, Err(error));
+            assert_eq!(lengths, [354]);
+            for other in Counter::ALL {
+                let expected = if *other == counter { 3 } else { 0 };
+                assert_eq!(statistics.counters.get(*other), expected, "{error:?}: {other:?}");
+            }
+            assert_eq!(statistics.networks[0].to_lan_frames.load(Relaxed), 0);
+        }
+    }
+
+    #[test]
+    fn a_lan_that_takes_no_superframes_gets_none() {
+        let (lengths, statistics) = deliver(false, Ok(()));
+        assert_eq!(lengths, [154; 3]);
+        assert_eq!(statistics.counters.get(Counter::LanMerged), 0);
+    }
+}

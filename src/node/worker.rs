@@ -63,7 +63,7 @@ pub struct NetworkStatistics {
     pub from_lan_frames: AtomicU64,
     /// Bytes of those.
     pub from_lan_bytes: AtomicU64,
-    /// Frames put onto the LAN, superframes as one.
+    /// Frames put onto the LAN, superframes as one, also those that were merged here.
     pub to_lan_frames: AtomicU64,
     /// Bytes of those.
     pub to_lan_bytes: AtomicU64,
