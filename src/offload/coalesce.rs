@@ -39,8 +39,7 @@ pub const SUPERFRAME_LENGTH_MAX: usize = 65_535;
 pub const UDP_FRAMES_MAX: u32 = 64;
 
 /// Flows of which a superframe may be under construction at once.
-pub const FLOWS: usize = 1 << FLOWS_BITS;
-const FLOWS_BITS: u32 = 3;
+pub const FLOWS: usize = 8;
 
 /// Superframes under construction, at most one per flow, for places of type `P`
 /// that frames go to.
@@ -50,8 +49,12 @@ const FLOWS_BITS: u32 = 3;
 #[derive(Debug)]
 pub struct Coalescer<P> {
     slots: [Slot<P>; FLOWS],
+    /// Flows of the slots in use.
+    flows: [u32; FLOWS],
     /// Slots in use, a bit each.
     used: u32,
+    /// Which one makes room where all are in use.
+    next_victim: usize,
 }
 
 /// What leaves a [`Coalescer`].
@@ -69,7 +72,8 @@ pub struct Coalesced<'a, P> {
 
 impl<P: Copy + PartialEq> Default for Coalescer<P> {
     fn default() -> Self {
-        Self { slots: std::array::from_fn(|_| Slot::default()), used: 0 }
+        let slots = std::array::from_fn(|_| Slot::default());
+        Self { slots, flows: [0; FLOWS], used: 0, next_victim: 0 }
     }
 }
 
@@ -94,23 +98,44 @@ impl<P: Copy + PartialEq> Coalescer<P> {
             self.flush(emit);
             return emit(alone);
         };
-        let index = flow_hash(frame, &headers);
-        let slot = &mut self.slots[index];
+        let flow = flow_hash(frame, &headers);
         let segment = may_merge.then(|| Segment::check(offload, frame, &headers)).flatten();
-        if segment.is_some_and(|segment| slot.append(place, &segment, frame)) {
-            if slot.is_complete() {
+        if let Some(index) = self.find(flow) {
+            let slot = &mut self.slots[index];
+            let is_appended = segment.is_some_and(|segment| slot.append(place, &segment, frame));
+            if !is_appended || slot.is_complete() {
                 self.flush_slot(index, emit);
             }
-            return;
+            if is_appended {
+                return;
+            }
         }
-        self.flush_slot(index, emit);
         match segment.filter(Segment::may_be_first) {
             Some(segment) => {
+                let index = self.vacate(emit);
                 self.slots[index].begin(place, offload, segment, frame);
+                self.flows[index] = flow;
                 self.used |= 1 << index;
             }
             None => emit(alone),
         }
+    }
+
+    /// The slot in use of a flow, or of one with the same hash.
+    fn find(&self, flow: u32) -> Option<usize> {
+        (0..FLOWS).find(|index| self.flows[*index] == flow && self.used >> index & 1 == 1)
+    }
+
+    /// A slot that is not in use.
+    fn vacate(&mut self, emit: &mut impl FnMut(Coalesced<'_, P>)) -> usize {
+        let unused = self.used.trailing_ones() as usize;
+        if unused < FLOWS {
+            return unused;
+        }
+        let victim = self.next_victim;
+        self.next_victim = (victim + 1) % FLOWS;
+        self.flush_slot(victim, emit);
+        victim
     }
 
     /// Hands all that is held to `emit`: the end of a burst.
@@ -143,16 +168,14 @@ fn flow_headers(frame: &[u8]) -> Option<Headers> {
     Headers::parse(frame).ok().filter(|headers| matches!(headers.l4, L4::Tcp | L4::Udp))
 }
 
-/// The slot of a flow, from addresses and ports.
-fn flow_hash(frame: &[u8], headers: &Headers) -> usize {
+/// A number for addresses and ports. Two flows with the same one only hinder each other.
+fn flow_hash(frame: &[u8], headers: &Headers) -> u32 {
     let word = |at: usize| frame[at..].first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
     let (source, destination) = match headers.l3 {
         L3::V4 => (headers.l3_offset + 12, headers.l3_offset + 16),
         L3::V6 => (headers.l3_offset + 20, headers.l3_offset + 36),
     };
-    let mixed = word(source) ^ word(destination).rotate_left(16) ^ word(headers.l4_offset);
-    // Fibonacci hashing (Knuth, The Art of Computer Programming 6.4).
-    (mixed.wrapping_mul(0x9e37_79b9) >> (u32::BITS - FLOWS_BITS)) as usize
+    word(source) ^ word(destination).rotate_left(16) ^ word(headers.l4_offset).rotate_left(8)
 }
 
 /// A frame that may be a segment of a superframe: whole, with right checksums,
@@ -624,6 +647,22 @@ mod tests {
         assert_eq!(merged(&[fixed.clone(), one, fixed.clone()]), [2, 1]);
         let fragmentable = changed(fixed, 20, 0x40);
         assert_eq!(merged(&[fragmentable.clone(), fragmentable]), [1, 1]);
+    }
+
+    #[test]
+    fn as_many_flows_as_there_is_room_for_do_not_hinder_each_other() {
+        let interleaved = |count: u16| {
+            let frame = |number: u16| {
+                move |flow: u16| {
+                    let spec = FrameSpec { source_port: 5001 + flow, ..kinds()[3].clone() };
+                    nth(&spec, number).build()
+                }
+            };
+            let frames: Vec<_> = (0..4).flat_map(|number| (0..count).map(frame(number))).collect();
+            merged(&frames)
+        };
+        assert_eq!(interleaved(FLOWS as u16), [4; FLOWS]);
+        assert_eq!(interleaved(FLOWS as u16 + 1), [1; 4 * (FLOWS + 1)]);
     }
 
     #[test]
