@@ -10,7 +10,7 @@ use std::{
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use landbridge::{
     bridge::fdb::{Fdb, FdbConfig, Location, NetworkLimits},
-    offload::{Offload, checksum, salvage::Salvage, segment::segment},
+    offload::{Offload, checksum, coalesce::Coalescer, salvage::Salvage, segment::segment},
     session::CipherSuite,
     stream::{Packer, StreamEvent, StreamSink, Unpacker},
     time::Instant,
@@ -26,7 +26,7 @@ use landbridge::{
 #[allow(dead_code)]
 mod pair;
 
-use pair::{EAST, Pair, WEST, frame, superframe};
+use pair::{EAST, Pair, WEST, flow, frame, segment_count, superframe};
 
 /// UDP payload on a 1500-byte path.
 const DATAGRAM_SIZE: usize = 1472;
@@ -193,6 +193,31 @@ fn fdb(c: &mut Criterion) {
     }
 }
 
+/// Frames on their way to the LAN, of one flow and of as many flows as frames.
+fn coalesce(c: &mut Criterion) {
+    let flows = |length| (0..BURST).map(|s| frame(EAST, s as u8, length)).collect();
+    for length in [60, 1514] {
+        let mut group = c.benchmark_group(format!("coalesce/{length}-bytes"));
+        group.throughput(Throughput::Elements(BURST as u64));
+        let bursts: [(_, Vec<_>); 2] =
+            [("one-flow", flow(EAST, BURST as u16, length)), ("flows", flows(length))];
+        for (name, frames) in bursts {
+            let (mut coalescer, mut count) = (Coalescer::default(), 0);
+            group.bench_function(name, |b| {
+                b.iter(|| {
+                    for frame in &frames {
+                        coalescer.offer((), &Offload::NONE, frame, &mut |left| {
+                            count += u64::from(black_box(left).merged);
+                        });
+                    }
+                    coalescer.flush(&mut |left| count += u64::from(black_box(left).merged));
+                });
+            });
+            assert!(count > 0 && count.is_multiple_of(BURST as u64), "every frame leaves");
+        }
+    }
+}
+
 /// LAN to tunnel: judged, packed, sealed, handed over. Tunnel to LAN: opened,
 /// unpacked, learned, handed over. Neither end's system calls are in it.
 fn worker(c: &mut Criterion) {
@@ -202,6 +227,7 @@ fn worker(c: &mut Criterion) {
         let (offload, big) = superframe(EAST);
         for (name, offload, frames) in [
             ("60-bytes", Offload::NONE, small),
+            ("60-bytes-one-flow", Offload::NONE, flow(EAST, BURST as u16, 60)),
             ("1514-bytes", Offload::NONE, large),
             ("64-KiB", offload, vec![big; 8]),
         ] {
@@ -226,6 +252,8 @@ fn worker(c: &mut Criterion) {
             group.bench_function("tunnel-to-lan", |b| {
                 b.iter_custom(|iterations| {
                     let (mut spent, before) = (Duration::ZERO, pair.from_west.frames);
+                    let burst: u64 =
+                        frames.iter().map(|frame| segment_count(&offload, frame)).sum();
                     for _ in 0..iterations {
                         pair.load(EAST, offload, &frames);
                         let start = Stopwatch::now();
@@ -235,7 +263,7 @@ fn worker(c: &mut Criterion) {
                         pair.from_west.forget();
                     }
                     let arrived = pair.from_west.frames - before;
-                    assert_eq!(arrived, iterations * frames.len() as u64, "every frame arrives");
+                    assert_eq!(arrived, iterations * burst, "every frame arrives");
                     spent
                 });
             });
@@ -248,6 +276,6 @@ criterion_group! {
     config = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2));
-    targets = cipher, stream, offload, fdb, worker
+    targets = cipher, stream, offload, coalesce, fdb, worker
 }
 criterion_main!(benches);

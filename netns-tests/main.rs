@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod attachments;
+mod coalescing;
 mod ethernet;
 mod first_contact;
 mod handshakes;

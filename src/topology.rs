@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use crate::{
-    config::{AttachmentKind, Group},
+    config::{Attachment, AttachmentKind, Group},
     session::PublicKey,
     wire::ethernet::VlanTag,
 };
@@ -82,6 +82,8 @@ pub struct PortAttachment {
     pub port: PortIndex,
     /// The tag that its frames carry there; `None` where they cross as they are.
     pub vlan: Option<VlanTag>,
+    /// Superframes leave there whole; `false` where they would be cut in software.
+    pub takes_superframes: bool,
 }
 
 /// An interface of this appliance.
@@ -144,7 +146,7 @@ impl Topology {
                 .collect();
             let attachment = network
                 .attachment(site)
-                .map(|attachment| attach(&mut ports, NetworkIndex(index as u16), &attachment.kind));
+                .map(|attachment| attach(&mut ports, NetworkIndex(index as u16), attachment));
             networks.push(Network {
                 id: network.id,
                 name: network.name.clone(),
@@ -204,8 +206,8 @@ impl Topology {
     }
 }
 
-fn attach(ports: &mut Vec<Port>, network: NetworkIndex, kind: &AttachmentKind) -> PortAttachment {
-    let (interface, vlan) = match kind {
+fn attach(ports: &mut Vec<Port>, network: NetworkIndex, attachment: &Attachment) -> PortAttachment {
+    let (interface, vlan) = match &attachment.kind {
         AttachmentKind::Bridge { tap, .. } | AttachmentKind::Tap { tap, .. } => (tap, None),
         AttachmentKind::Nic { nic, vlan } => (nic, *vlan),
     };
@@ -224,6 +226,7 @@ fn attach(ports: &mut Vec<Port>, network: NetworkIndex, kind: &AttachmentKind) -
     PortAttachment {
         port: PortIndex(index as u16),
         vlan: vlan.map(|vlan| VlanTag { tpid: VlanTag::CUSTOMER, tci: vlan.get() }),
+        takes_superframes: attachment.offload,
     }
 }
 

@@ -14,7 +14,7 @@ use landbridge::{offload::Offload, session::CipherSuite};
 #[allow(dead_code)]
 mod pair;
 
-use pair::{EAST, Pair, WEST, frame, superframe};
+use pair::{EAST, Pair, WEST, flow, frame, segment_count, superframe};
 
 struct Counting;
 
@@ -80,17 +80,23 @@ fn frames_and_datagrams_cross_without_allocating() {
         let mut broadcast = frame(site, 2, 60);
         broadcast[..6].fill(0xff);
         frames.push(broadcast);
+        frames.extend(flow(site, 20, 60));
         frames
     });
-    let (offload, _) = superframe(EAST);
+    let (offload, superframe_east) = superframe(EAST);
+    let segments = segment_count(&offload, &superframe_east);
     let big = [EAST, WEST].map(|site| vec![superframe(site).1; 4]);
     for suite in CipherSuite::ALL {
         let mut pair = Pair::new(suite);
         traffic(&mut pair, &small, &big, offload);
-        let before = pair.from_east.frames + pair.from_west.frames;
+        let frames = |pair: &Pair| pair.from_east.frames + pair.from_west.frames;
+        let writes = |pair: &Pair| pair.from_east.writes + pair.from_west.writes;
+        let (frames_before, writes_before) = (frames(&pair), writes(&pair));
         let allocations = allocations(|| traffic(&mut pair, &small, &big, offload));
-        let crossed = pair.from_east.frames + pair.from_west.frames - before;
-        assert_eq!(crossed, ROUNDS * 2 * (34 + 4), "{suite}: every frame crosses");
+        let crossed = frames(&pair) - frames_before;
+        assert_eq!(crossed, ROUNDS * 2 * (54 + 4 * segments), "{suite}: every frame crosses");
+        let writes = writes(&pair) - writes_before;
+        assert_eq!(writes, ROUNDS * 2 * (34 + 1 + 4), "{suite}: a flow is merged");
         assert_eq!(allocations, 0, "{suite}");
     }
 }

@@ -14,7 +14,7 @@ use landbridge::{
     },
     config,
     node::{DeliverError, Outlet, Worker, WorkerCommand, WorkerSettings},
-    offload::{Offload, Segmentation},
+    offload::{Offload, Segmentation, checksum, headers::Headers, superframe::Task},
     session::{CipherSuite, OpenKey, SealKey},
     time::Instant,
     topology::{PeerIndex, PortIndex, SiteIndex, Topology},
@@ -148,8 +148,10 @@ pub(crate) struct Wire {
     pub(crate) runs: Vec<(usize, usize)>,
     /// Larger datagrams are refused; 0 lets all pass.
     pub(crate) datagram_length_max: usize,
-    /// Frames delivered.
+    /// Frames delivered, each segment of a superframe as one.
     pub(crate) frames: u64,
+    /// How often frames were delivered, superframes as one.
+    pub(crate) writes: u64,
     /// Bytes of those.
     pub(crate) bytes: u64,
 }
@@ -169,10 +171,11 @@ impl Outlet for Wire {
         &mut self,
         _: PortIndex,
         _: Option<VlanTag>,
-        _: &Offload,
+        offload: &Offload,
         frame: &[u8],
     ) -> Result<(), DeliverError> {
-        self.frames += 1;
+        self.frames += segment_count(offload, frame);
+        self.writes += 1;
         self.bytes += frame.len() as u64;
         Ok(())
     }
@@ -195,6 +198,7 @@ impl Wire {
             }
             rest = after;
         }
+        receiver.flush_to_lan(answers);
         self.forget();
     }
 
@@ -269,9 +273,38 @@ impl Pair {
     }
 }
 
+/// Frames that a frame with this descriptor stands for.
+pub(crate) fn segment_count(offload: &Offload, frame: &[u8]) -> u64 {
+    match Task::of(offload, frame, frame.len()) {
+        Ok(Task::Cut(superframe)) => superframe.segment_count() as u64,
+        _ => 1,
+    }
+}
+
 /// A TCP/IPv4 frame of `length` bytes from a station at `from` to one at the
-/// other site, its checksums blank. At least 54 bytes.
+/// other site, finished. At least 54 bytes.
 pub(crate) fn frame(from: SiteIndex, station: u8, length: usize) -> Vec<u8> {
+    let mut frame = unfinished(from, station, length);
+    checksum::complete(&mut frame).expect("TCP");
+    frame
+}
+
+/// UDP/IPv4 frames of `length` bytes, of one flow, finished. At least 42 bytes.
+pub(crate) fn flow(from: SiteIndex, count: u16, length: usize) -> Vec<Vec<u8>> {
+    let number = |id: u16| {
+        let mut frame = unfinished(from, 1, length.max(54));
+        frame.truncate(length);
+        frame[18..20].copy_from_slice(&id.to_be_bytes());
+        frame[23] = 17;
+        frame[38..40].copy_from_slice(&((length - 34) as u16).to_be_bytes());
+        sum_headers(&mut frame);
+        checksum::complete(&mut frame).expect("UDP");
+        frame
+    };
+    (0..count).map(number).collect()
+}
+
+fn unfinished(from: SiteIndex, station: u8, length: usize) -> Vec<u8> {
     let mut frame = vec![0x5a; length];
     let (own, other) = (from.0 as u8, 1 - from.0 as u8);
     frame[..14].copy_from_slice(&[2, 0, 0, 0, other, station, 2, 0, 0, 0, own, station, 8, 0]);
@@ -282,12 +315,24 @@ pub(crate) fn frame(from: SiteIndex, station: u8, length: usize) -> Vec<u8> {
     frame[34..54].copy_from_slice(&[
         0x13, 0x89, 0x13, 0x8a, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0,
     ]);
+    sum_headers(&mut frame);
     frame
+}
+
+/// The IPv4 header's checksum, and the pseudo-header's sum for that of TCP or UDP.
+fn sum_headers(frame: &mut [u8]) {
+    frame[24..26].fill(0);
+    let ip = !checksum::sum(&frame[14..34]);
+    frame[24..26].copy_from_slice(&ip.to_be_bytes());
+    let headers = Headers::parse(frame).expect("an IPv4 frame");
+    let at = headers.l4_offset + headers.l4.checksum_offset().expect("TCP or UDP");
+    let pseudo_header = checksum::pseudo_header(frame, &headers);
+    frame[at..at + 2].copy_from_slice(&pseudo_header.to_be_bytes());
 }
 
 /// The longest TCP superframe, with the descriptor of a kernel that makes it.
 pub(crate) fn superframe(from: SiteIndex) -> (Offload, Vec<u8>) {
     let offload =
         Offload { segmentation: Segmentation::Tcp4, segment_size: 1448, ..Offload::CHECKSUM };
-    (offload, frame(from, 1, 14 + 65_535))
+    (offload, unfinished(from, 1, 14 + 65_535))
 }

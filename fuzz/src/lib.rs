@@ -45,6 +45,7 @@ pub const TARGETS: &[Target] = &[
     target("virtio", offload::virtio),
     target("segment", offload::segment),
     target("salvage", offload::salvage),
+    target("coalesce", offload::coalesce),
     target("underlay_guard", bridge::underlay_guard),
     target("worker", worker::worker),
     target("control", control::control),

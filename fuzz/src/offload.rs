@@ -1,5 +1,6 @@
 use landbridge::offload::{
     Offload, Segmentation, checksum,
+    coalesce::{Coalesced, Coalescer},
     headers::{Headers, L3, L4},
     salvage::Salvage,
     segment::segment as cut,
@@ -37,14 +38,18 @@ fn frame(input: &mut Input<'_>) -> Vec<u8> {
     {
         let sum = checksum::pseudo_header(&frame, &headers);
         write_u16(&mut frame, headers.l4_offset + offset, sum as usize);
-        if headers.l3 == L3::V4 {
-            let header = &mut frame[headers.l3_offset..headers.l4_offset];
-            header[10..12].fill(0);
-            let sum = !checksum::sum(header);
-            write_u16(header, 10, usize::from(sum));
-        }
+        mend_ipv4_checksum(&mut frame, &headers);
     }
     frame
+}
+
+fn mend_ipv4_checksum(frame: &mut [u8], headers: &Headers) {
+    if headers.l3 == L3::V4 {
+        let header = &mut frame[headers.l3_offset..headers.l4_offset];
+        header[10..12].fill(0);
+        let sum = !checksum::sum(header);
+        write_u16(header, 10, usize::from(sum));
+    }
 }
 
 /// Makes IP and UDP lengths fit the frame.
@@ -167,4 +172,94 @@ fn is_alike(a: &[u8], b: &[u8]) -> bool {
         a[headers.payload_offset..] == b[headers.payload_offset..]
             && a[..headers.l4_offset] == b[..headers.l4_offset]
     }
+}
+
+/// Superframes made here, once cut, are the frames that they were made of; the rest leaves
+/// as it came. A burst begins with any frames and goes on with their successors.
+pub(crate) fn coalesce(data: &[u8]) {
+    let mut input = Input::new(data);
+    let mut last = Vec::new();
+    let (mut came, mut left) = (Vec::new(), Vec::new());
+    let mut emit = |leaving: Coalesced<'_, u8>| {
+        let before = left.len();
+        cut_into(&mut left, leaving.place, &leaving.offload, leaving.frame);
+        let is_single = leaving.merged == 1;
+        assert!(is_single || left.len() - before == leaving.merged as usize);
+    };
+    let mut coalescer = Coalescer::default();
+    while !input.is_empty() {
+        let [action, place] = input.array();
+        let mut frame = match action & 7 {
+            0 => frame(&mut Input::new(input.chunk())),
+            1 => input.chunk().to_vec(),
+            _ => successor(&last, u16::from(action & 2 == 0)),
+        };
+        last.clone_from(&frame);
+        let offload = match action >> 4 {
+            0 => offload(&mut input),
+            1..=7 => Offload::CHECKSUM,
+            _ => {
+                let _ = checksum::complete(&mut frame);
+                Offload::NONE
+            }
+        };
+        if action & 8 != 0 && !frame.is_empty() {
+            let at = usize::from(input.byte()) % frame.len();
+            frame[at] ^= input.byte();
+        }
+        let place = place & 1;
+        cut_into(&mut came, place, &offload, &frame);
+        coalescer.offer(place, &offload, &frame, &mut emit);
+    }
+    coalescer.flush(&mut emit);
+    came.sort_unstable();
+    left.sort_unstable();
+    assert_eq!(came, left);
+}
+
+/// What a kernel makes of a frame; the frame itself if it refuses it.
+fn cut_into(frames: &mut Vec<(u8, Vec<u8>)>, place: u8, offload: &Offload, frame: &[u8]) {
+    let mut scratch = vec![0; frame.len()];
+    let result = cut(frame, offload, &mut scratch, &mut |frame| {
+        frames.push((place, without_unread_id(frame)));
+    });
+    if result.is_err() {
+        frames.push((place, frame.to_vec()));
+    }
+}
+
+/// The id of a packet that may not be fragmented is nobody's business (RFC 6864).
+fn without_unread_id(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if let Ok(headers) = Headers::parse(&frame)
+        && headers.l3 == L3::V4
+        && frame[headers.l3_offset + 6] & 0x40 != 0
+        && checksum::verify(&frame)
+    {
+        write_u16(&mut frame, headers.l3_offset + 4, 0);
+        mend_ipv4_checksum(&mut frame, &headers);
+    }
+    frame
+}
+
+/// The frame that goes on where `frame` ends, unfinished; its IPv4 id is `id_step` further.
+fn successor(frame: &[u8], id_step: u16) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let Ok(headers) = Headers::parse(&frame) else { return frame };
+    let Some(offset) = headers.l4.checksum_offset() else { return frame };
+    if headers.l3 == L3::V4 {
+        let at = headers.l3_offset + 4;
+        let id = u16::from_be_bytes([frame[at], frame[at + 1]]).wrapping_add(id_step);
+        write_u16(&mut frame, at, usize::from(id));
+        mend_ipv4_checksum(&mut frame, &headers);
+    }
+    if headers.l4 == L4::Tcp {
+        let field = &mut frame[headers.l4_offset + 4..][..4];
+        let sequence = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
+        let length = (headers.end - headers.payload_offset) as u32;
+        field.copy_from_slice(&sequence.wrapping_add(length).to_be_bytes());
+    }
+    let sum = checksum::pseudo_header(&frame, &headers);
+    write_u16(&mut frame, headers.l4_offset + offset, usize::from(sum));
+    frame
 }

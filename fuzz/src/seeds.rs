@@ -45,6 +45,7 @@ pub fn all() -> Vec<Seed> {
     put("virtio", virtio());
     put("segment", superframes(&[]));
     put("salvage", superframes(&[60, 0, 200, 0, 44, 1, 0xff, 1]));
+    put("coalesce", coalesce());
     put("underlay_guard", underlay());
     put("worker", worker());
     put("control", control());
@@ -274,6 +275,32 @@ fn superframes(between: &[u8]) -> Vec<Vec<u8>> {
     files.push(
         [&descriptor(kinds[0])[..], between, &[1, 0, 0xe0], &frame(false, false, 0, 9)].concat(),
     );
+    files
+}
+
+/// Runs of each kind of frame, whole, damaged, and interrupted by another.
+fn coalesce() -> Vec<Vec<u8>> {
+    const SUCCESSOR: u8 = 4;
+    const SAME_ID: u8 = 2;
+    const DAMAGED: u8 = 8;
+    const FINISHED: u8 = 0xf0;
+    const UNFINISHED: u8 = 0x10;
+    let mended = |frame: &[u8]| chunk(&[&[1, 0, 0][..], frame].concat());
+    let mut files = Vec::new();
+    for mut frame in frames(40) {
+        let headers = landbridge::offload::headers::Headers::parse(&frame).expect("IP");
+        if headers.l4 == landbridge::offload::headers::L4::Tcp {
+            frame[headers.l4_offset + 13] = 0x10;
+        }
+        let first = [&[FINISHED, 0][..], &mended(&frame)].concat();
+        let next = [SUCCESSOR | FINISHED, 0].repeat(5);
+        let unfinished = [SUCCESSOR | UNFINISHED, 0].repeat(3);
+        let damaged = [SUCCESSOR | FINISHED | DAMAGED, 0, 60, 3];
+        let fixed = [SAME_ID | FINISHED, 0].repeat(3);
+        let elsewhere = [SUCCESSOR | FINISHED, 1];
+        files.push([&first[..], &next, &unfinished].concat());
+        files.push([&first[..], &next, &damaged, &next, &elsewhere, &first, &fixed].concat());
+    }
     files
 }
 

@@ -127,6 +127,10 @@ impl Scene {
     fn receive(&mut self, datagram: &mut [u8]) {
         self.outlet.is_receiving = true;
         self.worker.handle_datagram(self.now, path_from(EAST), datagram, &mut self.outlet);
+        // As often as not more comes in the same burst.
+        if datagram.last().is_some_and(|byte| byte & 1 == 0) {
+            self.worker.flush_to_lan(&mut self.outlet);
+        }
         self.outlet.is_receiving = false;
     }
 

@@ -375,6 +375,7 @@ impl Thread {
         let now = clock::now();
         let Self { worker, outlet, datagrams, .. } = self;
         datagrams.drain(|path, datagram| worker.handle_datagram(now, path, datagram, outlet));
+        worker.flush_to_lan(outlet);
         self.flush_lan();
     }
 

@@ -92,6 +92,8 @@ counters! {
     NetworkUnknown = "network_unknown",
     /// frames from a tunnel for a network that this site or the sending one is not attached to: dropped
     NetworkNotAttached = "network_not_attached",
+    /// frames for the LAN that left together with others of their flow, as superframes: fewer writes
+    LanMerged = "lan_merged",
     /// frames for the LAN while its attachment is not up: dropped
     LanNotUp = "lan_not_up",
     /// frames for the LAN that its interface had no room for: dropped

@@ -13,6 +13,7 @@
 
 mod control;
 mod counters;
+mod delivery;
 mod salvage;
 mod worker;
 
@@ -42,8 +43,8 @@ pub trait Outlet {
     fn transmit(&mut self, path: &Path, size: usize, datagrams: &[u8])
     -> Result<(), TransmitError>;
 
-    /// Puts a frame onto the LAN at `port`, with `vlan` as its outermost tag.
-    /// The shell may keep it for the end of its burst.
+    /// Puts a frame onto the LAN at `port`, with `vlan` as its outermost tag. It may
+    /// be a superframe that was merged here. The shell may keep it for the end of its burst.
     ///
     /// # Errors
     /// See [`DeliverError`].

@@ -6,7 +6,9 @@ use std::{
 };
 
 use super::{
-    Counter, Counters, DeliverError, Outlet, WorkerCommand, WorkerEvent, salvage::salvage,
+    Counter, Counters, DeliverError, Outlet, WorkerCommand, WorkerEvent,
+    delivery::{Delivery, Destination},
+    salvage::salvage,
 };
 use crate::{
     bridge::{
@@ -62,7 +64,7 @@ pub struct NetworkStatistics {
     pub from_lan_frames: AtomicU64,
     /// Bytes of those.
     pub from_lan_bytes: AtomicU64,
-    /// Frames put onto the LAN, superframes as one.
+    /// Frames put onto the LAN, superframes as one, also those that were merged here.
     pub to_lan_frames: AtomicU64,
     /// Bytes of those.
     pub to_lan_bytes: AtomicU64,
@@ -109,6 +111,7 @@ struct Forwarding {
     guard: UnderlayGuard,
     reflections: Arc<Mutex<ReflectionDetector>>,
     statistics: Arc<WorkerStatistics>,
+    delivery: Delivery,
     events: VecDeque<WorkerEvent>,
     suspicion_at: Instant,
 }
@@ -149,6 +152,7 @@ impl Worker {
                 fdb,
                 guard,
                 reflections,
+                delivery: Delivery::new(statistics.clone()),
                 statistics,
                 events: VecDeque::with_capacity(EVENTS_MAX),
                 suspicion_at: Instant::ZERO,
@@ -244,7 +248,8 @@ impl Worker {
         }
     }
 
-    /// Takes a datagram that came over `path`; opens it in place.
+    /// Takes a datagram that came over `path`; opens it in place. Its frames are
+    /// delivered, at the latest, with [`Worker::flush_to_lan`].
     #[inline]
     pub fn handle_datagram(
         &mut self,
@@ -286,6 +291,12 @@ impl Worker {
         }
     }
 
+    /// Delivers what is held to be merged with more: the end of a burst of datagrams.
+    #[inline]
+    pub fn flush_to_lan(&mut self, outlet: &mut impl Outlet) {
+        self.forwarding.delivery.flush(outlet);
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, outlet: &mut impl Outlet) {
         for tunnel in &mut self.tunnels {
@@ -301,6 +312,7 @@ impl Worker {
                 }
             }
         }
+        self.flush_to_lan(outlet);
     }
 
     /// When [`Worker::handle_timeout`] wants to be called.
@@ -477,14 +489,8 @@ impl Forwarding {
         if view.destination().is_group() {
             lock(&self.reflections).emitted(now, index, frame);
         }
-        match outlet.deliver(attachment.port, attachment.vlan, &offload, frame) {
-            Ok(()) => {
-                let statistics = &self.statistics.networks[usize::from(index.0)];
-                add(&statistics.to_lan_frames, 1);
-                add(&statistics.to_lan_bytes, frame.len() as u64);
-            }
-            Err(error) => counters.bump(error.counter()),
-        }
+        let destination = Destination { network: index, attachment };
+        self.delivery.put(destination, offload, frame, outlet);
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) struct FrameSpec {
     pub(crate) flags: u8,
     pub(crate) id: u16,
     pub(crate) sequence: u32,
+    pub(crate) source_port: u16,
     pub(crate) payload: Vec<u8>,
 }
 
@@ -40,6 +41,7 @@ impl Default for FrameSpec {
             flags: 0x10,
             id: 77,
             sequence: 0x1234_5678,
+            source_port: 5001,
             payload: b"payload".to_vec(),
         }
     }
@@ -52,7 +54,7 @@ impl FrameSpec {
             PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).ip(self.ip());
         let mut frame = Vec::new();
         if self.udp {
-            builder.udp(5001, 5002).write_to_vec(&mut frame, &self.payload).unwrap();
+            builder.udp(self.source_port, 5002).write_to_vec(&mut frame, &self.payload).unwrap();
         } else {
             builder.tcp_header(self.tcp()).write_to_vec(&mut frame, &self.payload).unwrap();
         }
@@ -143,7 +145,7 @@ impl FrameSpec {
     }
 
     fn tcp(&self) -> TcpHeader {
-        let mut header = TcpHeader::new(5001, 5002, self.sequence, 4096);
+        let mut header = TcpHeader::new(self.source_port, 5002, self.sequence, 4096);
         header.acknowledgment_number = 99;
         let flag = |bit: u8| self.flags & bit != 0;
         header.fin = flag(0x01);
@@ -179,11 +181,22 @@ pub(crate) fn frame_spec(length: std::ops::Range<usize>) -> impl Strategy<Value 
         any::<(u8, u16, u32)>(),
         vec(any::<u8>(), length),
     )
-        .prop_map(
-            |((v6, udp), tags, (ip_options, tcp_options), (flags, id, sequence), payload)| {
-                FrameSpec { v6, udp, tags, ip_options, tcp_options, flags, id, sequence, payload }
-            },
-        )
+        .prop_map(|(kind, tags, (ip_options, tcp_options), (flags, id, sequence), payload)| {
+            let rest = FrameSpec::default();
+            let (v6, udp) = kind;
+            FrameSpec {
+                v6,
+                udp,
+                tags,
+                ip_options,
+                tcp_options,
+                flags,
+                id,
+                sequence,
+                payload,
+                ..rest
+            }
+        })
 }
 
 /// Any superframe that is cut into at least 2 segments, and its segment size.

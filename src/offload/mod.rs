@@ -8,10 +8,12 @@
 //! | [`superframe`] | a descriptor checked against its frame; headers for a part of it |
 //! | [`checksum`] | ones-complement sums, finishing a checksum |
 //! | [`segment`] | superframe → segments |
+//! | [`coalesce`] | frames of a flow → superframe |
 //! | [`salvage`] | superframe with a hole → smaller superframes |
 //! | [`virtio`] | the kernel's `struct virtio_net_hdr` ⇄ [`Offload`] |
 
 pub mod checksum;
+pub mod coalesce;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod headers;

@@ -524,6 +524,7 @@ impl Node {
             worker if worker <= u16::from(self.settings.workers) => {
                 self.drive_worker(now, worker as u8 - 1, |worker, wire| {
                     worker.handle_datagram(now, path, &mut bytes, wire);
+                    worker.flush_to_lan(wire);
                 })
             }
             _ => Vec::new(),
