@@ -52,6 +52,7 @@ fn run(settings: &Settings) -> Result<()> {
     let carriers = present(settings, &mut samples)?;
     let machine = report::Machine::examine();
     for round in 1..=settings.rounds {
+        samples.note_busy_share(measure::busy_share()?);
         for underlay in &settings.underlays {
             for carrier in &carriers {
                 let cell = Cell { round, underlay: *underlay, carrier: carrier.name };

@@ -3,7 +3,7 @@
 use crate::{
     bar::{Better, Must, best_peer, requirements},
     carriers::{Carrier, OURS, OURS_NIC, VXLAN},
-    measure::{FRAME_PAYLOAD, LOSS_PER_MILLE, busy_share},
+    measure::{FRAME_PAYLOAD, LOSS_PER_MILLE},
     samples::Samples,
     settings::Settings,
     topology::{Cores, Underlay, machine_cores},
@@ -20,8 +20,6 @@ pub(crate) struct Machine {
     cores: usize,
     kernel: String,
     memory_mib: u64,
-    /// Share of all cores busy before the first measurement, 0 to 1.
-    busy_before: f64,
     /// What carriers over TCP use.
     congestion_control: String,
 }
@@ -49,7 +47,6 @@ impl Machine {
                 .and_then(|kib| kib.parse::<u64>().ok())
                 .unwrap_or(0)
                 >> 10,
-            busy_before: busy_share().unwrap_or(f64::NAN),
             congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control").trim().to_owned(),
         }
     }
@@ -68,7 +65,7 @@ pub(crate) fn markdown(
     samples: &Samples,
 ) -> String {
     let mut text = String::from("# Landbridge side by side\n\n");
-    introduction(&mut text, machine, settings);
+    introduction(&mut text, machine, settings, samples);
     configurations(&mut text, carriers);
     for underlay in &settings.underlays {
         let meaning = match underlay {
@@ -98,14 +95,13 @@ pub(crate) fn markdown(
     text
 }
 
-fn introduction(text: &mut String, machine: &Machine, settings: &Settings) {
-    let Machine { date, processor, cores, kernel, memory_mib, busy_before, congestion_control } =
-        machine;
+fn introduction(text: &mut String, machine: &Machine, settings: &Settings, samples: &Samples) {
+    let Machine { date, processor, cores, kernel, memory_mib, congestion_control } = machine;
     let _ = writeln!(
         text,
-        "{date}; {processor}, {cores} cores, {memory_mib} MiB; Linux {kernel}. Before the first measurement \
-         {:.0} % of the machine was busy; what else runs on it counts as machine CPU.\n",
-        busy_before * 100.0
+        "{date}; {processor}, {cores} cores, {memory_mib} MiB; Linux {kernel}. Share of the machine that was busy with \
+         other things before each round: {} %. What else runs counts as machine CPU.\n",
+        samples.busy_shares()
     );
     let _ = writeln!(
         text,

@@ -9,6 +9,8 @@ pub(crate) struct Samples {
     samples: Vec<Sample>,
     failures: Vec<(Cell, String)>,
     notes: Vec<String>,
+    /// Share of all cores that was busy before each round, 0 to 1.
+    busy_before: Vec<f64>,
 }
 
 /// One measurement.
@@ -44,6 +46,17 @@ impl Samples {
     pub(crate) fn gave_up(&self, cell: &Cell) -> bool {
         let same = |other: &Cell| other.underlay == cell.underlay && other.carrier == cell.carrier;
         self.failures.iter().filter(|(other, _)| same(other)).count() >= 2
+    }
+
+    /// Notes what the machine did before a round, by itself.
+    pub(crate) fn note_busy_share(&mut self, share: f64) {
+        self.busy_before.push(share);
+    }
+
+    /// What the machine did before each round, in percent, for people.
+    pub(crate) fn busy_shares(&self) -> String {
+        let percent = |share: &f64| format!("{:.0}", share * 100.0);
+        self.busy_before.iter().map(percent).collect::<Vec<_>>().join(", ")
     }
 
     /// Adds a sentence to the report.

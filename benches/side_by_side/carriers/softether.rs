@@ -3,11 +3,11 @@
 use super::{Carrier, missing_program};
 use crate::{
     settings::Settings,
-    topology::{Site, Topology, Wiring, text},
+    topology::{Site, Topology, Wiring},
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use landbridge::lab::{Output, Process, Side, wait_until};
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 pub(super) const CARRIER: Carrier = Carrier {
     name: "softether",
@@ -18,8 +18,7 @@ pub(super) const CARRIER: Carrier = Carrier {
     wiring: Wiring::Bridge,
     lan_mtu: 1500,
     missing: |_| {
-        let there =
-            PROGRAM_FILES.iter().all(|file| Path::new(PROGRAM_DIRECTORY).join(file).is_file());
+        let there = Path::new(PROGRAM).is_file();
         (!there)
             .then(|| "vpnserver is not installed (apt-get install softether-vpnserver)".to_owned())
             .or_else(|| missing_program("vpncmd", "softether-vpncmd"))
@@ -27,10 +26,16 @@ pub(super) const CARRIER: Carrier = Carrier {
     start,
 };
 
-/// Where Debian puts it. It keeps its configuration and logs beside the program,
-/// so each site has a copy of its own.
-const PROGRAM_DIRECTORY: &str = "/usr/libexec/softether/vpnserver";
-const PROGRAM_FILES: [&str; 2] = ["vpnserver", "hamcore.se2"];
+/// Where Debian puts it.
+const PROGRAM: &str = "/usr/libexec/softether/vpnserver/vpnserver";
+/// Its configuration, logs and locks are in fixed places. `ip netns exec` gives
+/// each program mounts of its own, so these are seen by it alone.
+const IN_PRIVATE_DIRECTORIES: &str = "set -e
+for directory in /var/lib /var/log /run; do
+    mount -t tmpfs none $directory
+    mkdir $directory/softether
+done
+exec \"$0\" execsvc";
 const HUB: &str = "bench";
 /// It puts `tap_` before the device's name.
 const DEVICE: &str = "bench";
@@ -39,14 +44,7 @@ const INTERFACE: &str = "tap_bench";
 fn start(topology: &Topology<'_>, _: &Settings) -> Result<Vec<Process>> {
     let mut daemons = Vec::new();
     for site in topology.sites() {
-        let directory = topology.run.directory().join(format!("softether-{}", site.side.site()));
-        let _ = fs::remove_dir_all(&directory);
-        fs::create_dir_all(&directory).context("cannot make SoftEther's directory")?;
-        for file in PROGRAM_FILES {
-            let from = Path::new(PROGRAM_DIRECTORY).join(file);
-            fs::copy(&from, directory.join(file)).context("cannot copy SoftEther")?;
-        }
-        daemons.push(site.start_daemon(&[&text(&directory.join("vpnserver")), "execsvc"])?);
+        daemons.push(site.start_daemon(&["sh", "-c", IN_PRIVATE_DIRECTORIES, PROGRAM])?);
     }
     let east_address = topology.site(Side::East).underlay_address();
     for site in topology.sites() {
@@ -60,7 +58,7 @@ fn start(topology: &Topology<'_>, _: &Settings) -> Result<Vec<Process>> {
         site.join(INTERFACE)?;
     }
     let in_hub = |side: Side, words: &[&str]| -> Result<()> {
-        let hub = format!("/HUB:{HUB}");
+        let hub = format!("/ADMINHUB:{HUB}");
         administer(topology.site(side), &[&[&hub, "/CMD"], words].concat())?.success()?;
         Ok(())
     };
@@ -78,9 +76,6 @@ fn start(topology: &Topology<'_>, _: &Settings) -> Result<Vec<Process>> {
             "/INTERVAL:1",
             "/TTL:0",
             "/HALF:no",
-            "/BRIDGE:no",
-            "/MONITOR:no",
-            "/NOTRACK:no",
             "/NOQOS:no",
         ],
     )?;

@@ -16,8 +16,8 @@ pub(super) fn machine_seconds() -> Result<f64> {
 /// (proc_pid_stat(5)).
 pub(super) fn process_seconds(processes: &[Process]) -> Result<f64> {
     let mut ticks = 0;
-    for process in processes {
-        let stat = read(&format!("/proc/{}/stat", process.id()))?;
+    for id in with_descendants(processes) {
+        let stat = read(&format!("/proc/{id}/stat"))?;
         ticks += process_ticks(&stat).context("/proc/PID/stat is not as proc_pid_stat(5) says")?;
     }
     Ok(ticks as f64 / TICKS_PER_SECOND)
@@ -26,8 +26,8 @@ pub(super) fn process_seconds(processes: &[Process]) -> Result<f64> {
 /// Resident memory of the largest of the processes, bytes (VmRSS).
 pub(super) fn largest_resident_bytes(processes: &[Process]) -> Result<Option<u64>> {
     let mut largest = None;
-    for process in processes {
-        let status = read(&format!("/proc/{}/status", process.id()))?;
+    for id in with_descendants(processes) {
+        let status = read(&format!("/proc/{id}/status"))?;
         largest = largest.max(Some(resident_kib(&status).context("there is no VmRSS")? << 10));
     }
     Ok(largest)
@@ -38,6 +38,24 @@ pub(crate) fn busy_share() -> Result<f64> {
     let before = machine_seconds()?;
     thread::sleep(Duration::from_secs(1));
     Ok((machine_seconds()? - before) / crate::topology::machine_cores() as f64)
+}
+
+/// Their ids and those of what they have started: some daemons leave the work to a
+/// child.
+fn with_descendants(processes: &[Process]) -> Vec<u32> {
+    let mut ids: Vec<u32> = processes.iter().map(Process::id).collect();
+    let mut next = 0;
+    while let Some(id) = ids.get(next) {
+        let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+        let children = threads
+            .map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+        let children: Vec<u32> = children
+            .flat_map(|text| text.split_whitespace().flat_map(str::parse).collect::<Vec<u32>>())
+            .collect();
+        ids.extend(children);
+        next += 1;
+    }
+    ids
 }
 
 fn read(path: &str) -> Result<String> {
