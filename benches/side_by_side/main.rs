@@ -18,7 +18,7 @@ mod topology;
 use anyhow::{Context, Result};
 use carriers::Carrier;
 use clap::Parser;
-use landbridge::lab::{LabError, Run, interrupt_on_signals};
+use landbridge::lab::{LabError, Run, check_interrupt, interrupt_on_signals};
 use samples::{Cell, Samples};
 use settings::Settings;
 use std::{fs, process::ExitCode};
@@ -57,6 +57,7 @@ fn run(settings: &Settings) -> Result<()> {
             for carrier in &carriers {
                 let cell = Cell { round, underlay: *underlay, carrier: carrier.name };
                 eprintln!("round {round}/{}, {underlay}: {}", settings.rounds, carrier.name);
+                check_interrupt()?;
                 if samples.gave_up(&cell) {
                     continue;
                 }

@@ -177,12 +177,18 @@ impl Section<'_> {
         );
         self.table(
             text,
-            "CPU-seconds per GB (both directions pooled)",
+            "TCP, CPU-seconds per GB (both directions pooled)",
             &[
                 ("1 stream, machine", "tcp_machine_cpu_s_per_gb/1", 1.0, 2),
                 ("both daemons", "tcp_daemon_cpu_s_per_gb/1", 1.0, 2),
                 ("4 streams, machine", "tcp_machine_cpu_s_per_gb/4", 1.0, 2),
                 ("both daemons", "tcp_daemon_cpu_s_per_gb/4", 1.0, 2),
+                (
+                    "underlay bytes per packet, acknowledgements included",
+                    "underlay_bytes_per_packet",
+                    1.0,
+                    0,
+                ),
             ],
         );
     }

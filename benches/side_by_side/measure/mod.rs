@@ -43,7 +43,7 @@ pub(crate) fn all(
     ping::measure(topology, settings, &mut add)?;
     // A cable without a bridge is about frames; its TCP is the bridge's.
     if carrier.wiring == Wiring::Bridge {
-        tcp::measure(topology, settings, daemons, &mut add)?;
+        tcp::measure(topology, settings, cell.underlay, daemons, &mut add)?;
     }
     if carrier.name == OURS && settings.loss && cell.underlay == Underlay::Real {
         loss::measure(topology, settings, &mut add)?;

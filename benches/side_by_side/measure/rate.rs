@@ -3,6 +3,7 @@
 use super::batch::{BATCH, BatchReceiver, BatchSender};
 use crate::{settings::Settings, topology::Topology};
 use anyhow::{Context, Result};
+use landbridge::lab::check_interrupt;
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
@@ -100,6 +101,7 @@ impl Probe<'_> {
         self.step(first_rate, duration / 2)?;
         let (mut low, mut high, mut rate) = (0.0, f64::INFINITY, first_rate);
         while high > low * PRECISION {
+            check_interrupt()?;
             let mut step = self.step(rate, duration)?;
             // A hiccup of the machine is not the carrier's limit: it has a second try.
             if step.lost >= LOSS_MAX && step.lost < 5.0 * LOSS_MAX {

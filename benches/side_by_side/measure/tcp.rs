@@ -3,7 +3,7 @@
 use super::{cpu, direction};
 use crate::{
     settings::Settings,
-    topology::{Site, Topology},
+    topology::{Site, Topology, Underlay},
 };
 use anyhow::{Context, Result};
 use landbridge::lab::{Process, Side, wait_until};
@@ -12,6 +12,9 @@ use std::time::Duration;
 const PORT: u16 = 5201;
 /// What a run may take beyond the time it was given.
 const GRACE: Duration = Duration::from_secs(15);
+
+/// An Ethernet frame of a 1500-byte link, bytes.
+const LONGEST_REAL_PACKET: f64 = 1514.0;
 
 /// A running transfer.
 pub(super) struct Transfer {
@@ -50,9 +53,11 @@ pub(super) fn serve(topology: &Topology<'_>) -> Result<[Process; 2]> {
 pub(super) fn measure(
     topology: &Topology<'_>,
     settings: &Settings,
+    underlay: Underlay,
     daemons: &[Process],
     add: &mut dyn FnMut(&str, f64),
 ) -> Result<()> {
+    let before = received_on_underlay(topology)?;
     for streams in [1, 4] {
         for from in Side::BOTH {
             let name = format!("{streams}/{}", direction(from));
@@ -67,7 +72,30 @@ pub(super) fn measure(
             }
         }
     }
+    let after = received_on_underlay(topology)?;
+    let mean = (after.bytes - before.bytes) / (after.packets - before.packets);
+    add("underlay_bytes_per_packet", mean);
+    let is_as_asked = underlay == Underlay::Gso || mean <= LONGEST_REAL_PACKET;
+    anyhow::ensure!(is_as_asked, "packets of {mean:.0} bytes crossed the `real` underlay");
     Ok(())
+}
+
+/// What has crossed the underlay, both directions together.
+struct Crossed {
+    packets: f64,
+    /// Ethernet headers included.
+    bytes: f64,
+}
+
+fn received_on_underlay(topology: &Topology<'_>) -> Result<Crossed> {
+    let mut crossed = Crossed { packets: 0.0, bytes: 0.0 };
+    for site in topology.sites() {
+        let link = site.appliance.link("uplink")?;
+        let field = |name: &str| link["stats64"]["rx"][name].as_f64().context("no link statistics");
+        crossed.packets += field("packets")?;
+        crossed.bytes += field("bytes")?;
+    }
+    Ok(crossed)
 }
 
 /// Starts sending from the host at `from` to the other.
