@@ -63,8 +63,8 @@ impl Carrier {
             let said = said.join("\n");
             let mut last: Vec<&str> = said.lines().rev().take(4).collect();
             last.reverse();
-            return Err(anyhow::Error::new(error.downcast::<::landbridge::lab::LabError>()?)
-                .context(format!("it does not connect; its last words: {}", last.join(" / "))));
+            let last = last.join(" / ");
+            return Err(error.context(format!("it does not connect; its last words: {last}")));
         }
         Ok(daemons)
     }
