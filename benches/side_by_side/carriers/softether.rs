@@ -13,7 +13,7 @@ pub(super) const CARRIER: Carrier = Carrier {
     name: "softether",
     configuration: "vpnserver on both sides, virtual hubs cascaded over TLS (TCP 443) with 8 TCP connections as its manual \
                     advises for fast lines, local bridge to a TAP (`BridgeCreate /TAP:yes`) that joins the bridge; hosts \
-                    keep MTU 1500",
+                    keep MTU 1500; it gives itself priority (nice -20)",
     encrypted: true,
     wiring: Wiring::Bridge,
     lan_mtu: 1500,
