@@ -37,7 +37,7 @@ pub use run::{Run, Stale, require_root};
 pub use standing::{Member, StandingLab};
 pub use tour::{tour, tour_of};
 pub use transfer::{MARKER, Transfer, transfer};
-pub use wait::{interrupt_on_signals, wait_until};
+pub use wait::{check_interrupt, interrupt_on_signals, wait_until};
 
 use std::{path::PathBuf, time::Duration};
 

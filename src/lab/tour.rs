@@ -103,7 +103,7 @@ impl Tour {
             Ok(((pair, capture), step))
         })?;
         let travelled = self.travel(&mut pair, capture);
-        super::wait::check()?;
+        super::wait::check_interrupt()?;
         if travelled.is_err() || self.report.steps.iter().any(|step| !step.ok) {
             self.printer.text(&pair.logs());
         }

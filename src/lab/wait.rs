@@ -27,7 +27,7 @@ pub fn wait_until<T>(
             Ok(value) => return Ok(value),
             Err(last_seen) => last_seen,
         };
-        check()?;
+        check_interrupt()?;
         let elapsed = start.elapsed();
         if elapsed >= timeout {
             return Err(LabError::TimedOut { what: what.to_owned(), after: timeout, last_seen });
@@ -37,8 +37,11 @@ pub fn wait_until<T>(
     }
 }
 
-/// Fails once a signal has arrived.
-pub(super) fn check() -> Result<()> {
+/// Fails once a signal has arrived; for what runs long without a wait.
+///
+/// # Errors
+/// [`LabError::Interrupted`].
+pub fn check_interrupt() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) { Err(LabError::Interrupted) } else { Ok(()) }
 }
 
