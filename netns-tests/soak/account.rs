@@ -136,7 +136,7 @@ fn expectation(
                 inbound.duration.as_secs()
             ),
         ),
-        "lan_merged" => (0..=u64::MAX, "frames of a flow that came together".into()),
+        "lan_merged" => (0..=u32::MAX.into(), "frames of a flow that came together".into()),
         "handshake_invalid" => {
             (0..=handshakes / 50 + 1, "answers to a handshake that was begun again".into())
         }
