@@ -15,6 +15,7 @@ mod harness_check;
 mod hostile;
 mod isolation;
 mod macs;
+mod memory;
 mod observation;
 mod path_mtu;
 mod rekey;

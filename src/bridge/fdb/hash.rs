@@ -62,7 +62,7 @@ mod tests {
                     let value = hash.of(number.rotate_left(shift) ^ 0x0200 << 32);
                     loads[(value >> half) as usize % BUCKETS] += 1;
                 }
-                // Of random ones, the fullest of 1024 has more than 20 once in 10⁵ times.
+                // With random ones, any of 1024 has more than 20 twice in a million times.
                 let fullest = loads.into_iter().max().unwrap();
                 assert!(fullest <= 20, "{fullest} of {KEYS} keys, shift {shift}, seed {seed}");
             }

@@ -442,7 +442,7 @@ mod tests {
                 while !is_done.load(Relaxed) {
                     assert!(table.find(key(1)).is_some());
                     let mut found = 0;
-                    table.find_batch(&[Some(key(1)); 2], |..| found += 1);
+                    table.find_batch(&[Some(key(1)); 2], |_, _, _| found += 1);
                     assert_eq!(found, 2);
                 }
             });
