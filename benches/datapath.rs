@@ -7,9 +7,12 @@ use std::{
     time::{Duration, Instant as Stopwatch},
 };
 
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{
+    BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+    measurement::WallTime,
+};
 use landbridge::{
-    bridge::fdb::{Fdb, FdbConfig, Location, NetworkLimits},
+    bridge::fdb::{Fdb, FdbConfig, Learned, Location, NetworkLimits},
     offload::{Offload, checksum, coalesce::Coalescer, salvage::Salvage, segment::segment},
     session::CipherSuite,
     stream::{Packer, StreamEvent, StreamSink, Unpacker},
@@ -162,35 +165,102 @@ fn offload(c: &mut Criterion) {
     });
 }
 
-fn mac(number: u32) -> MacAddr {
-    // Spread as real ones are: neighbours in a table are not neighbours in use.
-    let [a, b, c, d] = number.wrapping_mul(0x9e37_79b1).to_be_bytes();
-    MacAddr([2, 0, a, b, c, d])
+/// Destinations looked up at once.
+const LOOKUPS: usize = 32;
+
+/// That many stations, in an order that is random and always the same.
+fn stations(count: u32) -> Vec<(NetworkIndex, MacAddr)> {
+    let station = |number: u32| {
+        let [a, b, c, d] = number.to_be_bytes();
+        (NetworkIndex(0), MacAddr([2, 0, a, b, c, d]))
+    };
+    let mut stations: Vec<_> = (0..count).map(station).collect();
+    let mut random = 1u64;
+    for last in (1..stations.len()).rev() {
+        // xorshift64 (Marsaglia, 2003).
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        stations.swap(last, (random % (last as u64 + 1)) as usize);
+    }
+    stations
+}
+
+fn mac_table(stations: usize) -> Fdb {
+    let limits = NetworkLimits { max_macs: stations as u32, ageing: Duration::from_secs(300) };
+    Fdb::new(&FdbConfig { networks: &[limits], capacity: stations }, [1, 2])
 }
 
 fn fdb(c: &mut Criterion) {
     let mut group = c.benchmark_group("fdb");
-    for stations in [1_000u32, 64_000, 1_000_000] {
-        let limits = NetworkLimits { max_macs: stations, ageing: Duration::from_secs(300) };
-        let config = FdbConfig { networks: &[limits], capacity: stations as usize };
-        let fdb = Fdb::new(&config, [1, 2]);
-        let (now, network) = (Instant::from_nanos(1), NetworkIndex(0));
-        let place = Location::Site(SiteIndex(1));
-        for number in 0..stations {
-            let _ = fdb.learn(now, network, mac(number), place);
+    let (now, place) = (Instant::from_nanos(1), Location::Site(SiteIndex(1)));
+    for count in [1_000, 64_000, 1_000_000] {
+        let known = stations(count);
+        let fdb = mac_table(known.len());
+        // Another order than that of the lookups, as on a real LAN.
+        let mut learned = known.clone();
+        learned.sort_unstable_by_key(|(_, mac)| mac.0);
+        for (network, mac) in learned {
+            assert_eq!(fdb.learn(now, network, mac, place), Learned::New);
         }
-        let mut at = 0;
-        let mut next = move || {
-            at = (at + 1) % stations;
-            mac(at)
-        };
-        group.bench_function(BenchmarkId::new("lookup", stations), |b| {
-            b.iter(|| fdb.lookup(now, network, next()));
+        let mut wanted = known.iter().copied().cycle();
+        let mut next = || wanted.next().expect("it goes round and round");
+        group.throughput(Throughput::Elements(1));
+        group.bench_function(BenchmarkId::new("lookup", count), |b| {
+            b.iter(|| {
+                let (network, mac) = next();
+                fdb.lookup(now, network, mac)
+            });
         });
-        group.bench_function(BenchmarkId::new("learn-known", stations), |b| {
-            b.iter(|| fdb.learn(now, network, next(), place));
+        group.bench_function(BenchmarkId::new("learn-known", count), |b| {
+            b.iter(|| {
+                let (network, mac) = next();
+                fdb.learn(now, network, mac, place)
+            });
+        });
+        group.throughput(Throughput::Elements(LOOKUPS as u64));
+        let mut batches = known.chunks_exact(LOOKUPS).cycle();
+        group.bench_function(BenchmarkId::new("lookup-32", count), |b| {
+            b.iter(|| {
+                let mut found = [None; LOOKUPS];
+                fdb.lookup_batch(now, batches.next().expect("it goes round and round"), &mut found);
+                found
+            });
         });
     }
+    learn_new(&mut group, now, place);
+}
+
+/// Learns 64,000 stations at a time, up to a million, and starts over.
+fn learn_new(group: &mut BenchmarkGroup<'_, WallTime>, now: Instant, place: Location) {
+    const AT_ONCE: usize = 64_000;
+    let new = stations(1_000_000);
+    let mut fdb = mac_table(new.len());
+    let mut runs = new.chunks_exact(AT_ONCE);
+    let mut longest = Duration::ZERO;
+    group.throughput(Throughput::Elements(AT_ONCE as u64));
+    group.bench_function("learn-new", |b| {
+        b.iter_custom(|iterations| {
+            let mut spent = Duration::ZERO;
+            for _ in 0..iterations {
+                let run = runs.next().unwrap_or_else(|| {
+                    fdb = mac_table(new.len());
+                    runs = new.chunks_exact(AT_ONCE);
+                    runs.next().expect("there are more stations than that")
+                });
+                for (network, mac) in run {
+                    let start = Stopwatch::now();
+                    let learned = fdb.learn(now, *network, *mac, place);
+                    let took = start.elapsed();
+                    assert_eq!(learned, Learned::New);
+                    (spent, longest) = (spent + took, longest.max(took));
+                }
+            }
+            spent
+        });
+    });
+    // The scheduler's pauses are in it: it says something on an idle machine only.
+    println!("fdb/learn-new: the longest took {longest:?}");
 }
 
 /// Frames on their way to the LAN, of one flow and of as many flows as frames.

@@ -18,6 +18,7 @@ mod integrity;
 mod isolation;
 mod lanes;
 mod macs;
+mod memory;
 mod observation;
 mod path_mtu;
 mod rekey;

@@ -284,7 +284,7 @@ fn lane_packets(peer: &PeerStatus) -> Vec<u64> {
 ///
 /// # Panics
 /// If one has ended.
-fn memory(pair: &TestPair) -> [u64; 2] {
+pub(crate) fn memory(pair: &TestPair) -> [u64; 2] {
     Side::BOTH.map(|side| {
         let process = pair.appliance(side).process.as_ref().expect("it was started");
         let status = fs::read_to_string(format!("/proc/{}/status", process.id()));

@@ -5,6 +5,7 @@
 //! nothing; a known station costs a store about once a second; only a station
 //! that is new takes the writer lock, and never waits for it.
 
+mod hash;
 mod slot;
 mod table;
 #[cfg(test)]
@@ -32,7 +33,7 @@ use crate::{
 pub const CAPACITY_MAX: usize = 1 << 22;
 
 /// Most destinations that [`Fdb::lookup_batch`] takes at once.
-pub const LOOKUP_BATCH_MAX: usize = 64;
+pub const LOOKUP_BATCH_MAX: usize = table::BATCH_MAX;
 
 /// How long a known station's entry is left alone after it was refreshed, so
 /// that threads that hear the same station don't fight for its cache line.
@@ -163,8 +164,8 @@ impl Fdb {
     }
 
     /// Looks up to [`LOOKUP_BATCH_MAX`] destinations up at once, `found[i]` being
-    /// the answer for `wanted[i]`. Pays off where the table outgrows the CPU's cache
-    /// (hundreds of thousands of stations); single lookups are quicker below that.
+    /// the answer for `wanted[i]`. Pays off where the table outgrows the CPU's second
+    /// cache (tens of thousands of stations), since it waits for many of them at once.
     ///
     /// # Panics
     /// Where the slices differ in length or are longer than that.
@@ -176,18 +177,16 @@ impl Fdb {
     ) {
         assert!(wanted.len() == found.len() && wanted.len() <= LOOKUP_BATCH_MAX);
         let now = Stamp::at(now);
-        let mut hashes = [0; LOOKUP_BATCH_MAX];
-        for ((network, mac), hash) in wanted.iter().zip(&mut hashes) {
-            *hash = Key::new(*network, *mac).map_or(0, |key| self.table.hash(key));
+        let mut keys = [None; LOOKUP_BATCH_MAX];
+        for ((network, mac), key) in wanted.iter().zip(&mut keys) {
+            *key = Key::new(*network, *mac);
         }
-        self.table.touch(&hashes[..wanted.len()]);
-        for (((network, mac), hash), found) in wanted.iter().zip(hashes).zip(found) {
-            *found = Key::new(*network, *mac).and_then(|key| {
-                let ageing = self.networks.get(usize::from(network.0))?;
-                let (_, _, record) = self.table.find_hashed(key, hash)?;
-                ageing.is_fresh(&record, now).then_some(record.location)
-            });
-        }
+        found.fill(None);
+        self.table.find_batch(&keys[..wanted.len()], |index, key, record| {
+            let ageing = self.networks.get(usize::from(key.network().0));
+            let is_fresh = ageing.is_some_and(|ageing| ageing.is_fresh(&record, now));
+            found[index] = is_fresh.then_some(record.location);
+        });
     }
 
     /// Notes that a frame with source `mac` came from `location`.

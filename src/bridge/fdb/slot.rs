@@ -139,6 +139,11 @@ impl Slot {
         self.key.load(Acquire) == 0
     }
 
+    /// Whether the slot holds `key` at the moment; [`Self::get`] makes sure of it.
+    pub(super) fn holds(&self, key: Key) -> bool {
+        self.key.load(Acquire) == key.0
+    }
+
     /// The value, where the slot holds `key`.
     pub(super) fn get(&self, key: Key) -> Option<(Packed, Record)> {
         if self.key.load(Acquire) != key.0 {

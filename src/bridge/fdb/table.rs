@@ -3,7 +3,8 @@
 //! A key lives in one of **two buckets** of four slots, chosen by a keyed
 //! hash; a bucket is one cache line. A lookup reads at most these two lines,
 //! whatever MACs an attacker invents, and since it never has to follow a chain,
-//! removing a key just frees its slot: there are no tombstones.
+//! removing a key just frees its slot: there are no tombstones. A key goes to its
+//! first bucket while that has room, so most lookups read one line.
 //!
 //! The table grows by **linear hashing** (Litwin, 1980), one bucket per
 //! insertion at most, so memory follows use and no insertion pays for a rehash.
@@ -14,7 +15,7 @@
 //! unchanged shape has really missed.
 
 use std::{
-    hash::Hasher,
+    array,
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError, TryLockError,
         atomic::{
@@ -25,9 +26,14 @@ use std::{
 };
 
 use crossbeam_utils::CachePadded;
-use siphasher::sip::SipHasher13;
 
-use super::slot::{Key, Packed, Record, Slot};
+use super::{
+    hash::KeyedHash,
+    slot::{Key, Packed, Record, Slot},
+};
+
+/// Most keys that [`Table::find_batch`] takes.
+pub(super) const BATCH_MAX: usize = 64;
 
 const SLOTS_PER_BUCKET: usize = 4;
 /// Buckets that are allocated at once: 64 KiB.
@@ -40,10 +46,10 @@ struct Bucket([Slot; SLOTS_PER_BUCKET]);
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 pub(super) struct Table {
-    segments: Box<[OnceLock<Box<[Bucket]>>]>,
+    segments: Box<[OnceLock<Box<[Bucket; BUCKETS_PER_SEGMENT]>>]>,
     /// Buckets in use (high 32 bits), relocations so far modulo 2³² (low).
     shape: CachePadded<AtomicU64>,
-    hasher: SipHasher13,
+    hash: KeyedHash,
     capacity: usize,
     entry_count: CachePadded<Mutex<usize>>,
 }
@@ -60,7 +66,7 @@ impl Table {
         let table = Self {
             segments: (0..segment_count).map(|_| OnceLock::new()).collect(),
             shape: CachePadded::new(AtomicU64::new(shape(BUCKETS_PER_SEGMENT, 0))),
-            hasher: SipHasher13::new_with_keys(seed[0], seed[1]),
+            hash: KeyedHash::new(seed),
             capacity,
             entry_count: CachePadded::new(Mutex::new(0)),
         };
@@ -80,14 +86,12 @@ impl Table {
 
     /// As [`Self::find`], for a key whose [`Self::hash`] is known.
     #[inline]
-    pub(super) fn find_hashed(&self, key: Key, hash: u64) -> Option<(&Slot, Packed, Record)> {
+    fn find_hashed(&self, key: Key, hash: u64) -> Option<(&Slot, Packed, Record)> {
         let mut shape = self.shape.load(Acquire);
         loop {
-            for place in places(hash, bucket_count(shape)) {
-                for slot in self.bucket(place) {
-                    if let Some((value, record)) = slot.get(key) {
-                        return Some((slot, value, record));
-                    }
+            for place in Buckets::in_use(shape).places(hash) {
+                if let Some(found) = self.find_in(place, key) {
+                    return Some(found);
                 }
             }
             let seen = std::mem::replace(&mut shape, self.shape.load(Acquire));
@@ -97,12 +101,64 @@ impl Table {
         }
     }
 
-    /// Reads from both buckets of each hash without waiting for what they hold:
-    /// the CPU fetches their cache lines in parallel.
+    /// Looks into one bucket. All of its slots are compared before anything
+    /// depends on the outcome: which of them holds the key can't be predicted.
     #[inline]
-    pub(super) fn touch(&self, hashes: &[u64]) {
-        let bucket_count = self.bucket_count();
-        for place in hashes.iter().flat_map(|hash| places(*hash, bucket_count)) {
+    fn find_in(&self, place: usize, key: Key) -> Option<(&Slot, Packed, Record)> {
+        let bucket = self.bucket(place);
+        let mut matches =
+            bucket.iter().rev().fold(0u32, |bits, slot| bits << 1 | u32::from(slot.holds(key)));
+        // Two match while the key moves from one to the other; the first may be freed.
+        while let Some(slot) = bucket.get(matches.trailing_zeros() as usize) {
+            if let Some((value, record)) = slot.get(key) {
+                return Some((slot, value, record));
+            }
+            matches &= matches - 1;
+        }
+        None
+    }
+
+    /// Finds up to [`BATCH_MAX`] keys at once and gives what is known of each to
+    /// `found`, with its index. The CPU fetches the first buckets of all of them in
+    /// parallel, then the second ones of those that were not there.
+    #[inline]
+    pub(super) fn find_batch(
+        &self,
+        keys: &[Option<Key>],
+        mut found: impl FnMut(usize, Key, Record),
+    ) {
+        let buckets = Buckets::in_use(self.shape.load(Acquire));
+        let mut hashes = [0; BATCH_MAX];
+        for (key, hash) in keys.iter().zip(&mut hashes) {
+            *hash = key.map_or(0, |key| self.hash(key));
+        }
+        self.touch(hashes[..keys.len()].iter().map(|hash| buckets.places(*hash)[0]));
+        let mut missed = [0; BATCH_MAX];
+        let mut missed_count = 0;
+        for (index, (key, hash)) in keys.iter().zip(hashes).enumerate() {
+            let Some(key) = *key else { continue };
+            if let Some((.., record)) = self.find_in(buckets.places(hash)[0], key) {
+                found(index, key, record);
+            } else {
+                missed[missed_count] = index;
+                missed_count += 1;
+            }
+        }
+        let missed = &missed[..missed_count];
+        self.touch(missed.iter().map(|index| buckets.places(hashes[*index])[1]));
+        for &index in missed {
+            let Some(key) = keys[index] else { continue };
+            if let Some((.., record)) = self.find_hashed(key, hashes[index]) {
+                found(index, key, record);
+            }
+        }
+    }
+
+    /// Reads from buckets and waits for none of them. Does nothing else meanwhile,
+    /// so that many of these reads fit into the CPU's reordering window.
+    #[inline]
+    fn touch(&self, places: impl Iterator<Item = usize>) {
+        for place in places {
             std::hint::black_box(self.bucket(place)[0].is_free());
         }
     }
@@ -130,15 +186,15 @@ impl Table {
         Writer { table: self, entry_count }
     }
 
-    pub(super) fn hash(&self, key: Key) -> u64 {
-        let mut hasher = self.hasher;
-        hasher.write_u64(key.bits());
-        hasher.finish()
+    #[inline]
+    fn hash(&self, key: Key) -> u64 {
+        self.hash.of(key.bits())
     }
 }
 
-fn new_segment() -> Box<[Bucket]> {
-    (0..BUCKETS_PER_SEGMENT).map(|_| Bucket::default()).collect()
+fn new_segment() -> Box<[Bucket; BUCKETS_PER_SEGMENT]> {
+    let buckets: Box<[Bucket]> = (0..BUCKETS_PER_SEGMENT).map(|_| Bucket::default()).collect();
+    buckets.try_into().unwrap_or_else(|_| unreachable!("it was made of so many"))
 }
 
 fn shape(bucket_count: usize, relocations: u32) -> u64 {
@@ -149,14 +205,31 @@ fn bucket_count(shape: u64) -> usize {
     (shape >> 32) as usize
 }
 
-/// The two buckets where a key with this hash may live.
-fn places(hash: u64, bucket_count: usize) -> [usize; 2] {
-    let place = |half: u32| {
-        let wide = bucket_count.next_power_of_two() - 1;
-        let place = half as usize & wide;
-        if place < bucket_count { place } else { place & (wide >> 1) }
-    };
-    [place(hash as u32), place((hash >> 32) as u32)]
+/// Which buckets are in use.
+#[derive(Clone, Copy)]
+struct Buckets {
+    count: usize,
+    /// The least power of two that `count` does not exceed, less one.
+    mask: usize,
+}
+
+impl Buckets {
+    fn of(count: usize) -> Self {
+        Self { count, mask: count.next_power_of_two() - 1 }
+    }
+
+    fn in_use(shape: u64) -> Self {
+        Self::of(bucket_count(shape))
+    }
+
+    /// The two buckets where a key with this hash may live.
+    #[inline]
+    fn places(self, hash: u64) -> [usize; 2] {
+        [hash as u32, (hash >> 32) as u32].map(|half| {
+            let place = half as usize & self.mask;
+            if place < self.count { place } else { place & (self.mask >> 1) }
+        })
+    }
 }
 
 /// Exclusive right to insert into and remove from a [`Table`].
@@ -190,26 +263,39 @@ impl Writer<'_> {
     }
 
     fn vacant_slot(&self, key: Key) -> Option<&Slot> {
-        let [first, second] = places(self.table.hash(key), self.table.bucket_count())
-            .map(|place| self.table.bucket(place));
+        let buckets = Buckets::of(self.table.bucket_count());
+        let places = buckets.places(self.table.hash(key));
+        let [first, second] = places.map(|place| self.table.bucket(place));
         let free = |bucket: &[Slot]| bucket.iter().filter(|slot| slot.is_free()).count();
-        let roomier = if free(first) >= free(second) { first } else { second };
-        let vacant = roomier.iter().find(|slot| slot.is_free());
-        vacant.or_else(|| first.iter().chain(second).find(|slot| self.relocate(slot)))
+        let preferred = if free(first) >= free(second).min(2) { first } else { second };
+        let slots = || first.iter().chain(second);
+        let vacant = preferred.iter().find(|slot| slot.is_free());
+        vacant
+            .or_else(|| slots().find(|slot| self.relocate(slot)))
+            .or_else(|| slots().find(|slot| self.relocate_behind(slot) && self.relocate(slot)))
+    }
+
+    /// The slots of both buckets that `key` may live in.
+    fn slots_for(&self, key: Key) -> impl Iterator<Item = &Slot> {
+        let buckets = Buckets::of(self.table.bucket_count());
+        buckets.places(self.table.hash(key)).into_iter().flat_map(|place| self.table.bucket(place))
+    }
+
+    /// Makes room where the key in `slot` could go instead, by relocating another.
+    fn relocate_behind(&self, slot: &Slot) -> bool {
+        let Some((key, ..)) = slot.occupant() else { return false };
+        self.slots_for(key).any(|other| self.relocate(other))
     }
 
     /// Frees `slot` by moving its key to that key's other bucket, if there is room.
     fn relocate(&self, slot: &Slot) -> bool {
-        let table = self.table;
         let Some((key, _, record)) = slot.occupant() else { return false };
-        let shape = table.shape.load(Relaxed);
-        let mut others =
-            places(table.hash(key), bucket_count(shape)).into_iter().flat_map(|p| table.bucket(p));
-        let Some(vacant) = others.find(|other| other.is_free()) else { return false };
+        let Some(vacant) = self.slots_for(key).find(|other| other.is_free()) else { return false };
+        let shape = self.table.shape.load(Relaxed);
         let copy = vacant.fill(key, record);
         // The low half wraps by itself, never into the bucket count.
         let relocations = (shape as u32).wrapping_add(1);
-        table.shape.store(self::shape(bucket_count(shape), relocations), Release);
+        self.table.shape.store(self::shape(bucket_count(shape), relocations), Release);
         hand_over(slot, vacant, copy, record);
         true
     }
@@ -223,9 +309,10 @@ impl Writer<'_> {
         let new = &segment.get_or_init(new_segment)[count % BUCKETS_PER_SEGMENT].0;
         let old_place = count - (1 << count.ilog2());
         let old = table.bucket(old_place);
-        let moved: [_; SLOTS_PER_BUCKET] = std::array::from_fn(|i| {
+        let buckets = Buckets::of(count + 1);
+        let moved: [_; SLOTS_PER_BUCKET] = array::from_fn(|i| {
             let (key, _, record) = old[i].occupant()?;
-            let must_move = !places(table.hash(key), count + 1).contains(&old_place);
+            let must_move = !buckets.places(table.hash(key)).contains(&old_place);
             must_move.then(|| (new[i].fill(key, record), record))
         });
         table.shape.store(self::shape(count + 1, shape as u32), Release);
@@ -295,6 +382,26 @@ mod tests {
     }
 
     #[test]
+    fn an_insertion_grows_the_table_by_one_bucket_and_one_segment_at_most() {
+        const ENTRIES: u32 = 1_000_000;
+        let table = Table::new(ENTRIES as usize, [1, 2]);
+        let is_allocated = |segment: usize| table.segments[segment].get().is_some();
+        let mut writer = table.write();
+        for number in 0..ENTRIES {
+            let before = table.bucket_count();
+            let [a, b, c, d] = number.to_be_bytes();
+            let key = Key::new(NetworkIndex(0), MacAddr([2, 0, a, b, c, d])).unwrap();
+            assert_eq!(writer.insert(key, RECORD), Ok(()), "{number}");
+            assert!(table.bucket_count() - before <= 1, "{number}");
+            let segments = table.bucket_count().div_ceil(BUCKETS_PER_SEGMENT);
+            assert!(is_allocated(segments - 1), "{number}");
+            assert!(segments == table.segments.len() || !is_allocated(segments), "{number}");
+        }
+        assert_eq!(size_of::<[Bucket; BUCKETS_PER_SEGMENT]>(), 64 << 10);
+        assert!(table.bucket_count() >= ENTRIES as usize / 2 - 1);
+    }
+
+    #[test]
     fn a_reader_never_misses_a_key_that_is_being_relocated() {
         const STABLE: u16 = 1_000;
         let table = crammed_table();
@@ -334,6 +441,9 @@ mod tests {
             scope.spawn(|| {
                 while !is_done.load(Relaxed) {
                     assert!(table.find(key(1)).is_some());
+                    let mut found = 0;
+                    table.find_batch(&[Some(key(1)); 2], |_, _, _| found += 1);
+                    assert_eq!(found, 2);
                 }
             });
             let _done = RaiseOnDrop(&is_done);
@@ -373,7 +483,7 @@ mod tests {
     proptest! {
         #[test]
         fn growing_moves_a_place_only_to_the_new_bucket(hash: u64, count in 1usize..5000) {
-            let (before, after) = (places(hash, count), places(hash, count + 1));
+            let [before, after] = [count, count + 1].map(|count| Buckets::of(count).places(hash));
             for (before, after) in before.into_iter().zip(after) {
                 prop_assert!(before < count);
                 let split = count - (1 << count.ilog2());
