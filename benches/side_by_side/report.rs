@@ -113,8 +113,8 @@ fn introduction(text: &mut String, machine: &Machine, settings: &Settings, sampl
         settings.seconds,
         if settings.quick { " A quick run: rough numbers." } else { "" }
     );
-    if settings.no_pin {
-        text.push_str(" Nothing is pinned.\n\n");
+    if !settings.splits_cores() {
+        text.push_str(" All programs of both sites share all cores.\n\n");
     } else {
         let _ = writeln!(
             text,

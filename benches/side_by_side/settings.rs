@@ -1,7 +1,7 @@
 //! What the bench is told on its command line.
 
-use crate::topology::Underlay;
-use clap::Parser;
+use crate::topology::{Underlay, machine_cores};
+use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -29,9 +29,9 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set,
           num_args = 0..=1, default_missing_value = "true")]
     pub(crate) loss: bool,
-    /// Leave it to the kernel where programs run
-    #[arg(long)]
-    pub(crate) no_pin: bool,
+    /// Which cores the sites run on [default: split with four cores and more, else shared]
+    #[arg(long, value_enum)]
+    pub(crate) cores: Option<Placement>,
     /// The Landbridge to measure
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_landbridge"))]
     pub(crate) landbridge: PathBuf,
@@ -43,7 +43,26 @@ pub(crate) struct Settings {
     pub(crate) json: Option<PathBuf>,
 }
 
+/// Which cores a site's programs may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+pub(crate) enum Placement {
+    /// Each site has half of them.
+    Split,
+    /// All sites have all; the kernel chooses. What a veth's receiver has to do is
+    /// done on the core of the sender, so a site with a single core of its own
+    /// would do its peer's work, too.
+    Shared,
+}
+
 impl Settings {
+    /// Whether each site has cores of its own.
+    pub(crate) fn splits_cores(&self) -> bool {
+        match self.cores {
+            Some(placement) => placement == Placement::Split,
+            None => machine_cores() >= 4,
+        }
+    }
+
     /// With what `--quick` implies.
     pub(crate) fn resolved(mut self) -> Self {
         if self.quick {

@@ -113,7 +113,7 @@ impl Site {
             side,
             host: Namespace::new(run, &format!("host-{letter}"))?,
             appliance: Namespace::new(run, &format!("appliance-{letter}"))?,
-            cores: (!settings.no_pin).then(|| Cores::of(side)),
+            cores: settings.splits_cores().then(|| Cores::of(side)),
         };
         let cable = Veth { namespace: &site.appliance, interface: "lan0" };
         cable.connect(Veth { namespace: &site.host, interface: "eth0" }, carrier.lan_mtu)?;

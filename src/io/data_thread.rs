@@ -14,7 +14,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use tokio::sync::mpsc;
 
 use super::{
@@ -106,13 +106,7 @@ impl DataThread {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(failed("eventfd"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll_create"))?;
-        for (fd, token) in [
-            (wake.as_fd(), TOKEN_WAKE),
-            (sockets.listener.as_fd(), TOKEN_LISTENER),
-            (sockets.dialer.as_fd(), TOKEN_DIALER),
-        ] {
-            watch(&epoll, fd, token).map_err(failed("epoll_ctl"))?;
-        }
+        watch(&epoll, wake.as_fd(), TOKEN_WAKE).map_err(failed("epoll_ctl"))?;
         let duplicate = |socket: &super::underlay::UnderlaySocket| {
             socket
                 .as_fd()
@@ -275,13 +269,32 @@ impl Thread {
         now
     }
 
+    /// The sockets are not in the epoll set: for each datagram that arrives while
+    /// the thread is at work, `ep_poll_callback` would take its lock for nothing.
     fn poll(&self, ready: &mut Vec<epoll::Event>, timeout: Duration) {
         let timeout = Timespec {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
         ready.clear();
-        let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(ready), Some(&timeout));
+        let SocketPair { listener, dialer } = &self.outlet.sockets;
+        let mut sources = [
+            PollFd::new(&self.epoll, PollFlags::IN),
+            PollFd::new(listener, PollFlags::IN),
+            PollFd::new(dialer, PollFlags::IN),
+        ];
+        let _ = poll(&mut sources, Some(&timeout));
+        let [lan, sockets @ ..] = sources.map(|source| !source.revents().is_empty());
+        if lan {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(ready), Some(&now));
+        }
+        for (is_ready, token) in sockets.into_iter().zip([TOKEN_LISTENER, TOKEN_DIALER]) {
+            if is_ready {
+                let data = epoll::EventData::new_u64(token);
+                ready.push(epoll::Event { flags: epoll::EventFlags::IN, data });
+            }
+        }
     }
 
     /// Carries out what the control thread wants.

@@ -23,7 +23,7 @@ use crate::wire::ethernet::MacAddr;
 /// Frames that a TAP's queue holds, superframes or not. It is what stands
 /// between a burst and a drop while a data thread is busy; at 64 KiB a
 /// superframe it bounds the kernel memory of a stalled one.
-const TAP_QUEUE_LENGTH: u32 = 4096;
+const TAP_QUEUE_LENGTH: u32 = 512;
 
 /// First byte of the MAC address of a TAP in a bridge: a bridge takes the
 /// lowest address of its ports for its own (`br_stp_recalculate_bridge_id` in
