@@ -14,7 +14,7 @@ use crate::harness::{
     relay::{Impairment, Relay},
 };
 use landbridge::lab::{
-    Capture, MARKER, Pair, PairOptions, Side, Underlay, ping, transfer, wait_until,
+    Capture, MARKER, Offload, Pair, PairOptions, Side, Underlay, ping, transfer, wait_until,
 };
 use std::{fs, time::Duration};
 
@@ -41,6 +41,19 @@ fn only_ciphertext_crosses() {
         assert_eq!(seen.with_text, 0, "{seen:?}");
         for (_, to) in seen.udp_flows.keys() {
             assert!(Side::BOTH.iter().any(|side| pair.options.endpoint(*side).ip() == to.ip()));
+        }
+    }
+}
+
+#[test]
+fn traffic_crosses_whatever_the_underlay_leaves_to_others() {
+    for underlay_offload in [Offload::Default, Offload::RealPackets, Offload::None] {
+        for underlay in [Underlay::V4, Underlay::V6] {
+            if !can_run() {
+                return;
+            }
+            let options = PairOptions { underlay, underlay_offload, ..PairOptions::default() };
+            transfer_east_to_west(&landbridge_pair(options), SECOND / 5);
         }
     }
 }

@@ -248,7 +248,7 @@ impl Thread {
             .map_or(WAIT_MAX, |at| at.saturating_since(start))
             .min(WAIT_MAX);
         let budget = self.spin.budget();
-        if !budget.is_zero() {
+        if !budget.is_zero() && !wait_max.is_zero() {
             let until = start + budget.min(wait_max);
             loop {
                 self.poll(ready, Duration::ZERO);

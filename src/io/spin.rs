@@ -5,6 +5,9 @@ use std::time::Duration;
 /// The first budget after a sleep that was short.
 const FIRST: Duration = Duration::from_micros(8);
 
+/// A shorter time is none that anything slept: there was work at hand.
+const NO_SLEEP: Duration = Duration::from_micros(3);
+
 /// An adaptive spin, in the manner of the kernel's haltpoll
 /// (`adjust_poll_limit` in drivers/cpuidle/governors/haltpoll.c): a thread that
 /// is woken soon after it fell asleep had better not sleep, one that slept
@@ -28,6 +31,9 @@ impl Spin {
 
     /// Notes how long a sleep lasted.
     pub fn slept(&mut self, time: Duration) {
+        if time < NO_SLEEP {
+            return;
+        }
         self.budget = if time <= self.most {
             (2 * self.budget).clamp(FIRST.min(self.most), self.most)
         } else if self.budget <= FIRST {
@@ -64,6 +70,13 @@ mod tests {
         }
         let expected = [0, 8_000, 16_000, 32_000, 50_000, 50_000, 25_000, 12_500, 6_250, 0];
         assert_eq!(budgets, expected);
+    }
+
+    #[test]
+    fn work_at_hand_says_nothing_about_sleeping() {
+        let mut spin = Spin::new(MOST);
+        spin.slept(Duration::from_micros(1));
+        assert_eq!(spin.budget(), Duration::ZERO);
     }
 
     #[test]

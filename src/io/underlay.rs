@@ -512,6 +512,28 @@ mod tests {
     }
 
     #[test]
+    fn where_gso_is_refused_datagrams_go_one_by_one() {
+        let underlay = open();
+        let socket = &underlay.workers[0].dialer;
+        // udp_send_skb (net/ipv4/udp.c) refuses GSO without checksums, as it
+        // does for devices that cannot compute them.
+        set_integer(&socket.socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+        assert!(socket.state.borrow().max_gso_segments() > 1);
+        let remote = SocketAddr::from(([127, 0, 0, 1], port_of(&underlay.control.dialer)));
+        let path = Path { socket: SocketRole::Dialer, local: None, remote };
+        let batch: Vec<u8> = (0..250u8).collect();
+        assert_eq!(socket.transmit(&path, 100, &batch), Ok(()));
+        assert_eq!(socket.state.borrow().max_gso_segments(), 1);
+        let mut got = Vec::new();
+        let mut buffers = ReceiveBuffers::default();
+        while got.len() < 3 {
+            underlay.control.dialer.receive(&mut buffers);
+            buffers.drain(|_, bytes| got.push(bytes.to_vec()));
+        }
+        assert_eq!(got.concat(), batch);
+    }
+
+    #[test]
     fn a_vanished_source_address_is_said_so_and_gso_stays() {
         let underlay = open();
         let remote = SocketAddr::from(([127, 0, 0, 1], port_of(&underlay.control.dialer)));

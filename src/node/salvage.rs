@@ -3,7 +3,7 @@ use std::ops::Range;
 use crate::{
     offload::salvage::Salvage,
     topology::NetworkId,
-    wire::record::{self, FrameRecord, PREFIX_LENGTH_MAX},
+    wire::record::{self, FrameRecord, PREFIX_LENGTH_MAX, TRAILER_LENGTH},
 };
 
 /// What can be had of a damaged record: whole segments of its superframe.
@@ -17,19 +17,30 @@ pub(super) struct Salvaged {
 }
 
 /// Finds the headers of a damaged record's superframe, of which the `survived`
-/// ranges came: at its beginning or, where that is lost, in its trailer.
+/// ranges came: at its beginning or, where they are not whole there, in its trailer.
 pub(super) fn salvage(bytes: &[u8], survived: &[Range<usize>]) -> Option<Salvaged> {
-    let first = survived.first()?;
-    if first.start > 0 {
-        let trailer = record::parse_trailer(bytes).ok()?;
-        let salvage = Salvage::new(trailer.head, trailer.frame.len(), &trailer.offload).ok()?;
-        return Some(Salvaged { network: trailer.network, frame: trailer.frame, salvage });
-    }
+    let (first, last) = (survived.first()?, survived.last()?);
+    by_head(bytes, first).or_else(|| by_trailer(bytes, first, last))
+}
+
+fn by_head(bytes: &[u8], first: &Range<usize>) -> Option<Salvaged> {
+    let head = first.end.checked_sub(PREFIX_LENGTH_MAX).filter(|_| first.start == 0)?;
     let FrameRecord { network, offload, frame } = record::parse(bytes).ok()?;
-    let head = first.end.checked_sub(PREFIX_LENGTH_MAX)?.min(frame.len());
-    let salvage = Salvage::new(&frame[..head], frame.len(), &offload).ok()?;
+    let head = &frame[..head.min(frame.len())];
+    let salvage = Salvage::new(head, frame.len(), &offload).ok()?;
     let frame = PREFIX_LENGTH_MAX..PREFIX_LENGTH_MAX + frame.len();
     Some(Salvaged { network, frame, salvage })
+}
+
+fn by_trailer(bytes: &[u8], first: &Range<usize>, last: &Range<usize>) -> Option<Salvaged> {
+    // A record without a beginning comes here only if its datagrams said that it has one.
+    let says_so = first.start > 0 || bytes.first_chunk().copied().is_some_and(record::has_trailer);
+    if !says_so || last.end != bytes.len() || last.len() < TRAILER_LENGTH {
+        return None;
+    }
+    let trailer = record::parse_trailer(bytes).ok()?;
+    let salvage = Salvage::new(trailer.head, trailer.frame.len(), &trailer.offload).ok()?;
+    Some(Salvaged { network: trailer.network, frame: trailer.frame, salvage })
 }
 
 impl Salvaged {
@@ -46,7 +57,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        offload::fixtures::{FrameSpec, segments, superframe_spec},
+        offload::{
+            Offload,
+            fixtures::{FrameSpec, segments, superframe_spec},
+        },
         stream::{HOLD_MAX, Packer, StreamEvent, StreamSink, Unpacker},
         time::Instant,
         wire::{
@@ -83,7 +97,7 @@ mod tests {
         fn event(&mut self, _: StreamEvent, _: u64) {}
     }
 
-    fn datagrams(record: &Record<'_>) -> Vec<Vec<u8>> {
+    fn datagrams(records: &[Record<'_>]) -> Vec<Vec<u8>> {
         let mut packer = Packer::new(SIZE);
         let mut datagrams = Vec::new();
         let mut take = |packer: &mut Packer| {
@@ -91,12 +105,14 @@ mod tests {
             let stream = |bytes: &[u8]| bytes[HEADER_LENGTH..bytes.len() - TAG_LENGTH].to_vec();
             datagrams.extend(batch.chunks(size).map(stream));
         };
-        packer.begin_record(record.has_trailer());
-        for mut part in record.parts() {
-            while !part.is_empty() {
-                part = &part[packer.write(part)..];
-                if packer.is_full() {
-                    take(&mut packer);
+        for record in records {
+            packer.begin_record(record.has_trailer());
+            for mut part in record.parts() {
+                while !part.is_empty() {
+                    part = &part[packer.write(part)..];
+                    if packer.is_full() {
+                        take(&mut packer);
+                    }
                 }
             }
         }
@@ -111,6 +127,7 @@ mod tests {
         fn a_lost_datagram_costs_the_segments_in_it(
             (spec, segment_size) in superframe_spec(),
             length in 0..55_000usize,
+            before in prop_oneof![14usize..2000, 1330usize..1434],
             lost in any::<prop::sample::Index>(),
         ) {
             let payload = (0..TRAILER_FRAME_LENGTH_MIN + length).map(|at| (at % 251) as u8).collect();
@@ -119,7 +136,10 @@ mod tests {
             let frame = spec.build_unfinished();
             let record = Record::new(NETWORK, spec.offload(segment_size), &frame);
             prop_assert!(record.has_trailer());
-            let datagrams = datagrams(&record);
+            let before = vec![9; before];
+            let small = Record::new(NETWORK, Offload::NONE, &before);
+            let offset = small.parts().concat().len();
+            let datagrams = datagrams(&[small, record]);
             let lost = lost.index(datagrams.len());
 
             let (mut unpacker, mut lan) = (Unpacker::default(), Lan::default());
@@ -136,16 +156,17 @@ mod tests {
 
             let stream_bytes = SIZE - STREAM_OVERHEAD;
             let gap = lost * stream_bytes..(lost + 1) * stream_bytes;
-            let start = PREFIX_LENGTH_MAX + frame.len() - spec.payload.len();
+            let end = offset + PREFIX_LENGTH_MAX + frame.len();
+            let start = end - spec.payload.len();
             let is_whole = |index: usize| {
                 let from = start + index * usize::from(segment_size);
-                let to = (from + usize::from(segment_size)).min(PREFIX_LENGTH_MAX + frame.len());
+                let to = (from + usize::from(segment_size)).min(end);
                 gap.end <= from || to <= gap.start
             };
-            let expected: Vec<_> = spec.expected_segments(segment_size).into_iter().enumerate()
-                .filter_map(|(index, segment)| is_whole(index).then_some(segment))
-                .collect();
-            prop_assert_eq!(lan.0, expected);
+            let segments = spec.expected_segments(segment_size).into_iter().enumerate()
+                .filter_map(|(index, segment)| is_whole(index).then_some(segment));
+            let small = (gap.start >= offset).then_some(before);
+            prop_assert_eq!(lan.0, small.into_iter().chain(segments).collect::<Vec<_>>());
         }
     }
 }

@@ -121,11 +121,7 @@ impl Unpacker {
         sink: &mut impl StreamSink,
     ) {
         if counter < self.expected {
-            sink.event(StreamEvent::Late, 1);
-            self.window = (2 * self.window).min(HELD_MAX);
-            self.true_losses = 0;
-            let rest = position.first_record.and_then(|first| bytes.get(usize::from(first)..));
-            whole_records(rest.unwrap_or_default(), sink);
+            self.late(position, bytes, sink);
         } else if first_counter(counter, position) <= self.expected {
             self.partial.datagram(position, bytes, sink);
             self.advance(now, counter + 1, sink);
@@ -157,6 +153,16 @@ impl Unpacker {
         }
     }
 
+    /// A datagram whose hole was given up: its whole records are still good.
+    #[cold]
+    fn late(&mut self, position: Position, bytes: &[u8], sink: &mut impl StreamSink) {
+        sink.event(StreamEvent::Late, 1);
+        self.window = (2 * self.window).min(HELD_MAX);
+        self.true_losses = 0;
+        let rest = position.first_record.and_then(|first| bytes.get(usize::from(first)..));
+        whole_records(rest.unwrap_or_default(), sink);
+    }
+
     fn hold(
         &mut self,
         now: Instant,
@@ -165,10 +171,12 @@ impl Unpacker {
         bytes: &[u8],
         sink: &mut impl StreamSink,
     ) {
-        while self.held_count > 0 && counter - self.expected >= self.window as u64 {
-            self.give_up_hole(now, sink);
+        if self.true_losses >= TRUE_LOSSES {
+            self.window = (self.window / 2).max(WINDOW_MIN);
+            self.true_losses = 0;
         }
-        if counter - self.expected >= self.window as u64 {
+        self.give_up_to(now, counter, HELD_MAX, sink);
+        if counter >= self.expected + HELD_MAX as u64 {
             let missing = first_counter(counter, position).saturating_sub(self.expected);
             self.note_missing(missing, sink);
             self.expected = counter;
@@ -192,6 +200,21 @@ impl Unpacker {
         slot.bytes.extend_from_slice(bytes);
         self.held_count += 1;
         self.deadline.get_or_insert(now + HOLD_MAX);
+        // It waits itself by now: others that wait may be newer, where the window has shrunk.
+        self.give_up_to(now, counter, self.window, sink);
+    }
+
+    /// Gives holes up until `counter` is less than a `window` ahead.
+    fn give_up_to(
+        &mut self,
+        now: Instant,
+        counter: u64,
+        window: usize,
+        sink: &mut impl StreamSink,
+    ) {
+        while self.held_count > 0 && counter >= self.expected + window as u64 {
+            self.give_up_hole(now, sink);
+        }
     }
 
     #[inline]
@@ -228,11 +251,7 @@ impl Unpacker {
     fn note_missing(&mut self, missing: u64, sink: &mut impl StreamSink) {
         sink.event(StreamEvent::Missing, missing);
         self.partial.missing += missing;
-        self.true_losses += 1;
-        if self.true_losses == TRUE_LOSSES {
-            self.true_losses = 0;
-            self.window = (self.window / 2).max(WINDOW_MIN);
-        }
+        self.true_losses = self.true_losses.saturating_add(1);
     }
 
     /// The held datagram with the lowest counter.
@@ -268,7 +287,9 @@ impl Partial {
             self.abandon(sink);
         }
         if self.is_headless && position.record_offset == 0 {
-            self.end_headless(sink);
+            // Where datagrams were never sent, the record may have been given up half-way:
+            // its last bytes are then no trailer.
+            if position.skipped == 0 { self.end_headless(sink) } else { self.abandon(sink) }
         }
         let continues = position.record_offset > 0;
         if self.in_record != continues

@@ -170,6 +170,11 @@ pub fn parse(record: &[u8]) -> Result<FrameRecord<'_>, RecordError> {
     }
 }
 
+/// Whether a record that starts with `header` has a trailer.
+pub const fn has_trailer(header: [u8; HEADER_LENGTH]) -> bool {
+    header[0] == SUPERFRAME
+}
+
 /// What a trailer says about its record.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Trailer<'a> {

@@ -75,11 +75,15 @@ impl TapQueue {
             && let Err(errno) = steer_by_flow(&queues[0].file)
         {
             static ONCE: Once = Once::new();
+            let try_this = match errno {
+                Errno::PERM | Errno::ACCESS => "grant CAP_BPF, or lanes = 1",
+                _ => "lanes = 1, for this kernel has no programs for it",
+            };
             ONCE.call_once(|| {
                 warn!(
                     interface = name, %errno,
-                    "the kernel chooses the TAP's queues by itself, and may reorder a flow when \
-                     it moves it; try: grant CAP_BPF"
+                    "the kernel chooses the queues of TAPs by itself, and may reorder a flow when \
+                     it moves it; try: {try_this}"
                 );
             });
         }

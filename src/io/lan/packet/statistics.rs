@@ -4,18 +4,19 @@
 use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
 use super::socket::get_option;
 
-/// Sums of all readings, whoever read. The first two are the kernel's.
+/// Sums of all readings, whoever read.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    accepted: AtomicU64,
-    dropped: AtomicU64,
+    /// The kernel's, a few readings per second by two threads: each takes both
+    /// numbers together, or a pause between them would look like a stalled ring.
+    totals: Mutex<Totals>,
     /// Frames that came cut off, for want of room for the whole of them.
     cut_off: AtomicU64,
 }
@@ -32,13 +33,14 @@ pub(super) struct Totals {
 impl Tally {
     /// Adds what `socket` has to say since the last reading.
     pub(super) fn update(&self, socket: impl AsFd) -> Totals {
+        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         let mut news = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
         if get_option(socket, libc::PACKET_STATISTICS, &mut news).is_ok() {
             let accepted = news.tp_packets.saturating_sub(news.tp_drops);
-            self.accepted.fetch_add(accepted.into(), Relaxed);
-            self.dropped.fetch_add(news.tp_drops.into(), Relaxed);
+            totals.accepted += u64::from(accepted);
+            totals.dropped += u64::from(news.tp_drops);
         }
-        Totals { accepted: self.accepted.load(Relaxed), dropped: self.dropped.load(Relaxed) }
+        *totals
     }
 
     #[cold]
