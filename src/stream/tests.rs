@@ -373,50 +373,6 @@ fn the_window_follows_the_path() {
     assert_eq!((held[0], held[5]), (950, 50 * WINDOW_MIN as u64), "{held:?}");
 }
 
-#[test]
-fn the_window_may_shrink_while_datagrams_wait() {
-    let sent = pack(200, &vec![(0, vec![frame(14, 1)]); 700]);
-    let mut unpacker = Unpacker::default();
-    let mut collected = Collected::default();
-    let give = |unpacker: &mut Unpacker, collected: &mut Collected, index: usize| {
-        let Sent { counter, position, bytes } = &sent[index];
-        unpacker.receive(at(0), *counter, *position, bytes, collected);
-    };
-    // One late datagram makes the window 16, then 63 true losses follow.
-    let mut index = 0;
-    for lost in std::iter::once(1).chain((20..).step_by(10).take(63)) {
-        while index < lost {
-            give(&mut unpacker, &mut collected, index);
-            index += 1;
-        }
-        index += 1;
-        if lost == 1 {
-            while index < 19 {
-                give(&mut unpacker, &mut collected, index);
-                index += 1;
-            }
-            give(&mut unpacker, &mut collected, 1);
-        }
-    }
-    let first = index;
-    unpacker.expire(at(1), &mut collected);
-    // Two holes, and the first is given up with a datagram far ahead still waiting.
-    for ahead in [5, 15] {
-        give(&mut unpacker, &mut collected, first + ahead);
-    }
-    unpacker.expire(at(5), &mut collected);
-    for ahead in [14, 16, 17] {
-        give(&mut unpacker, &mut collected, first + ahead);
-    }
-    let mut now = at(10);
-    while unpacker.deadline().is_some() {
-        unpacker.expire(now, &mut collected);
-        now = now + HOLD_MAX;
-    }
-    assert_eq!(unpacker.deadline(), None);
-    assert_eq!(collected.count(StreamEvent::Malformed), 0);
-}
-
 /// Datagrams of a superframe's record with a trailer, and of one more frame behind it.
 fn superframe_datagrams() -> Vec<Sent> {
     let offload = Offload {
