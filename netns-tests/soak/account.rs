@@ -110,7 +110,7 @@ fn expectation(
         ),
         "stream_late" => (
             0..=inbound.overtaken,
-            format!("of {} overtaken, those later than 1 ms", inbound.overtaken),
+            format!("of {} overtaken, those later than was waited for", inbound.overtaken),
         ),
         // Were one a repetition, it would be missing in the balance.
         "datagram_replayed" => (
